@@ -1,0 +1,157 @@
+"""The export cache: one folder an artifact, keyed by what it is made from and by what."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import filelock
+import msgspec
+import platformdirs
+
+from harness.backend import Recipe
+from harness.checkpoint import Checkpoint, cached_sha256
+from harness.errors import HarnessError, ResourceError, Stage, StageError
+
+_MANIFEST = "phi3-conformance.json"
+_LOCK_SECONDS = 7200.0
+_FULL_DISK = (28, 122)  # ENOSPC, EDQUOT
+
+
+class ArtifactManifest(msgspec.Struct, frozen=True):
+    """How an artifact came to be: written beside it when it is complete, so that its presence proves that."""
+
+    checkpoint: str
+    checkpoint_key: str
+    recipe: Recipe
+    versions: dict[str, str]
+    command: list[str]
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    """What a backend loads: an exported folder, the checkpoint itself, or a ready-made folder.
+
+    `sha256` is over names and contents of the files; `origin` is exported, checkpoint or given.
+    """
+
+    path: Path
+    origin: str
+    recipe: str | None
+    sha256: str
+    bytes: int
+    versions: dict[str, str] = {}
+    command: list[str] = []
+
+
+def artifact_cache() -> Path:
+    """The user's artifact cache, `PHI3_CONFORMANCE_CACHE` if set."""
+    override = os.environ.get("PHI3_CONFORMANCE_CACHE")
+    base = Path(override) if override else platformdirs.user_cache_path("phi3-conformance", appauthor=False)
+    return base / "artifacts"
+
+
+def artifact_key(checkpoint_key: str, recipe: Recipe, versions: dict[str, str]) -> str:
+    """16 hex digits over checkpoint, recipe and the versions of the exporter and of what it exports with."""
+    parts = {"checkpoint": checkpoint_key, "recipe": msgspec.to_builtins(recipe), "versions": versions}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def describe(path: Path, origin: str) -> Artifact:
+    """An artifact that was not exported here: the checkpoint itself or a ready-made folder."""
+    if not path.is_dir():
+        raise StageError(Stage.PREPARE, f"there is no artifact folder {path}", "give --artifact TARGET=DIR a folder")
+    sha256, size = _measure(path)
+    return Artifact(path, origin, None, sha256, size)
+
+
+def ensure_exported(
+    checkpoint: Checkpoint,
+    checkpoint_key: str,
+    backend: str,
+    recipe: Recipe,
+    versions: dict[str, str],
+    export: Callable[[Path], list[str]],
+    *,
+    announce: Callable[[str], None],
+    cache: Path | None = None,
+) -> Artifact:
+    """The artifact from the cache, exported into it first if it is not there.
+
+    `export` fills the empty folder it is given and returns the command line that did. Another process
+    that exports the same waits for this one. Nothing half-made is ever visible under the final name, and
+    nothing is renamed over: Windows refuses to replace files that are open or mapped.
+
+    Raises StageError(prepare) when the exporter fails, ResourceError on a full disk.
+    """
+    folder = (cache or artifact_cache()) / f"{backend}-{artifact_key(checkpoint_key, recipe, versions)}"
+    with _disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.with_suffix(".lock"), timeout=_LOCK_SECONDS):
+            if not (folder / _MANIFEST).is_file():
+                announce(f"exporting {checkpoint.name} for {backend}: {recipe.name}")
+                _export(checkpoint, checkpoint_key, recipe, versions, export, folder)
+    manifest = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=ArtifactManifest)
+    sha256, size = _measure(folder)
+    return Artifact(folder, "exported", recipe.name, sha256, size, manifest.versions, manifest.command)
+
+
+def _export(
+    checkpoint: Checkpoint,
+    checkpoint_key: str,
+    recipe: Recipe,
+    versions: dict[str, str],
+    export: Callable[[Path], list[str]],
+    folder: Path,
+) -> None:
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed; the lock says nobody uses it
+    shutil.rmtree(folder, ignore_errors=True)  # without its manifest it is not whole
+    out = partial / "artifact"
+    partial.mkdir()
+    try:
+        command = [_anonymous(part, out, checkpoint) for part in export(out)]
+        if not out.is_dir() or not any(out.iterdir()):
+            raise StageError(Stage.PREPARE, f"the exporter ended without error and wrote nothing: {' '.join(command)}")
+        manifest = ArtifactManifest(checkpoint.name, checkpoint_key, recipe, versions, command)
+        (out / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+        out.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _anonymous(part: str, out: Path, checkpoint: Checkpoint) -> str:
+    """A word of the command line without this machine's folders: manifests and records are passed on."""
+    return part.replace(str(out), "OUT").replace(str(checkpoint.path), checkpoint.name)
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except HarnessError:
+        raise
+    except filelock.Timeout:
+        raise StageError(
+            Stage.PREPARE,
+            f"another process has been exporting {folder.name} for {_LOCK_SECONDS / 3600:.0f} hours",
+            f"end it, or delete {folder.with_suffix('.lock')}",
+        ) from None
+    except OSError as error:
+        if error.errno in _FULL_DISK:
+            raise ResourceError(
+                f"the disk of {folder.parent} is full", "free space, or set PHI3_CONFORMANCE_CACHE to another disk"
+            ) from None
+        raise StageError(Stage.PREPARE, f"{folder}: {error}", "check the folder's rights") from None
+
+
+def _measure(folder: Path) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _MANIFEST):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{cached_sha256(path)}\n".encode())
+        size += path.stat().st_size
+    return digest.hexdigest(), size

@@ -1,0 +1,194 @@
+"""OpenVINO through optimum-intel: exported with optimum-cli, loaded with OVModelForCausalLM."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.backend import (
+    DeviceReport,
+    Recipe,
+    Session,
+    SessionInfo,
+    check_options,
+    pick_recipe,
+    versions_of,
+)
+from harness.backends.causal_lm import CausalLMSession
+from harness.errors import UsageError
+from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
+
+_KINDS = {"cpu": DeviceKind.CPU, "gpu": DeviceKind.GPU, "npu": DeviceKind.NPU}
+_EXPORTER = ("optimum-intel", "optimum", "openvino", "nncf", "transformers", "torch")
+_GROUP_128 = ("--weight-format", "int4", "--sym", "--group-size", "128")
+
+# The first recipe of a precision is its default. ratio 0.6 keeps the most sensitive 40 % of the layers in
+# INT8; the NPU wants one precision throughout, so its default is ratio 1.0.
+RECIPES = (
+    Recipe("fp32", Precision.FP32, ("--weight-format", "fp32"), _EXPORTER),
+    Recipe("fp16", Precision.FP16, ("--weight-format", "fp16"), _EXPORTER),
+    Recipe("int8", Precision.INT8, ("--weight-format", "int8"), _EXPORTER),
+    Recipe("int4-sym-g128-r0.6", Precision.INT4, (*_GROUP_128, "--ratio", "0.6"), _EXPORTER),
+    Recipe("int4-sym-g128-r1.0", Precision.INT4, (*_GROUP_128, "--ratio", "1.0"), _EXPORTER),
+    Recipe(
+        "int4-sym-channel-r1.0",
+        Precision.INT4,
+        ("--weight-format", "int4", "--sym", "--group-size", "-1", "--ratio", "1.0"),
+        _EXPORTER,
+    ),
+    Recipe(
+        "int4-asym-g128-r1.0",
+        Precision.INT4,
+        ("--weight-format", "int4", "--group-size", "128", "--ratio", "1.0"),
+        _EXPORTER,
+    ),
+)
+_NPU_DEFAULTS = {Precision.INT4: "int4-sym-g128-r1.0"}
+
+_READ_BACK = (
+    "EXECUTION_DEVICES",
+    "INFERENCE_PRECISION_HINT",
+    "EXECUTION_MODE_HINT",
+    "KV_CACHE_PRECISION",
+    "KEY_CACHE_PRECISION",
+    "VALUE_CACHE_PRECISION",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+    "PERFORMANCE_HINT",
+    "INFERENCE_NUM_THREADS",
+    "NPUW_DEVICES",
+)
+_ARITHMETIC = {"f32": Precision.FP32, "bf16": Precision.BF16, "f16": Precision.FP16}
+_KNOWN_OPTIONS = {
+    "INFERENCE_PRECISION_HINT": ("f32", "bf16", "f16"),
+    "EXECUTION_MODE_HINT": ("ACCURACY", "PERFORMANCE"),
+}
+_REMEDIES = {
+    "gpu": "needs an Intel GPU and its compute runtime: on Linux intel-opencl-icd and membership of the render group, "
+    "on Windows the graphics driver",
+    "npu": "needs an Intel NPU and its driver: on Linux intel-level-zero-npu, intel-driver-compiler-npu and membership "
+    "of the render group, on Windows the NPU driver",
+}
+
+
+class OpenVinoBackend:
+    """Phi-3 in OpenVINO on cpu, gpu and npu."""
+
+    name = "openvino"
+    distributions = ("openvino", "optimum-intel", "nncf", "transformers", "torch")
+    install = "python -m pip install -e .[openvino]"
+    devices: Mapping[str, DeviceKind] = _KINDS
+
+    def targets(self) -> Sequence[Target]:
+        """cpu at all precisions but BF16; gpu and npu without FP32, which they do not compute in."""
+        halves = (Precision.FP16, Precision.INT8, Precision.INT4)
+        by_device = {"cpu": (Precision.FP32, *halves), "gpu": halves, "npu": halves}
+        return [Target(self.name, device, p) for device, precisions in by_device.items() for p in precisions]
+
+    def recipe(self, target: Target, name: str | None) -> Recipe | None:
+        """The named recipe of the target's precision, else the device's default."""
+        if name is None and _KINDS[target.base_device] is DeviceKind.NPU:
+            name = _NPU_DEFAULTS.get(target.precision)
+        return pick_recipe(self.name, RECIPES, target.precision, name)
+
+    def discover(self, devices: Sequence[str]) -> dict[str, DeviceReport | Unavailable]:
+        """Ask OpenVINO's core for each device."""
+        import openvino
+
+        core = openvino.Core()
+        return {device: _find(openvino, core, device) for device in devices}
+
+    def export(self, checkpoint: Path, recipe: Recipe, out: Path) -> list[str]:
+        """Run optimum-cli in a process of its own."""
+        command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
+        command += ["--model", str(checkpoint), "--task", "text-generation-with-past", *recipe.options, str(out)]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+        return ["optimum-cli", *command[3:]]
+
+    def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
+        """Compile the IR on the device named, never AUTO or HETERO."""
+        from optimum.intel import OVModelForCausalLM
+
+        check_options(self.name, options, _KNOWN_OPTIONS)
+        for file in ("openvino_model.xml", "openvino_model.bin", "config.json"):
+            if not (artifact / file).is_file():
+                raise UsageError(f"{artifact} is no OpenVINO artifact: it has no {file}", "export it with optimum-cli")
+        model = OVModelForCausalLM.from_pretrained(
+            artifact,
+            device=target.device.upper(),
+            # optimum-intel caches compiled GPU blobs in the artifact; a blob of another driver must never be reused.
+            ov_config={"CACHE_DIR": "", **_npu_config(target), **options},
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+        )
+        return OpenVinoSession(model, _info(model, options), _properties(model))
+
+
+class OpenVinoSession(CausalLMSession):
+    """A compiled IR."""
+
+    def __init__(self, model: Any, info: SessionInfo, properties: Mapping[str, str]) -> None:
+        super().__init__(model, info)
+        self._properties = properties
+
+    def evidence(self) -> Evidence:
+        """EXECUTION_DEVICES, which is right for ordinary models and says nothing for NPUW ones."""
+        devices = tuple(self._properties.get("EXECUTION_DEVICES", "").split())
+        kinds = tuple(_KINDS[d.split(".")[0].lower()] for d in devices if d.split(".")[0].lower() in _KINDS)
+        if not devices or DeviceKind.NPU in kinds:
+            source = "EXECUTION_DEVICES names the NPU even where the CPU computed" if devices else "nothing read back"
+            return Evidence(EvidenceLevel.NONE, kinds, devices, source)
+        return Evidence(EvidenceLevel.BY_CONSTRUCTION, kinds, devices, "EXECUTION_DEVICES of the compiled model")
+
+
+def _npu_config(target: Target) -> dict[str, str]:
+    if target.base_device != "npu":
+        return {}
+    return {"NPU_USE_NPUW": "YES", "NPUW_LLM": "YES"}
+
+
+def _properties(model: Any) -> dict[str, str]:
+    compiled = model.request.get_compiled_model() if hasattr(model.request, "get_compiled_model") else model.request
+    found = {}
+    for key in _READ_BACK:
+        with contextlib.suppress(Exception):  # each device supports some keys, and refuses others in its own way
+            value = compiled.get_property(key)
+            found[key] = " ".join(map(str, value)) if isinstance(value, (list, tuple, set)) else _plain(value)
+    return found
+
+
+def _plain(value: Any) -> str:
+    """`f32` for <Type: 'float32'>, the value's own text otherwise."""
+    to_string = getattr(value, "to_string", None)
+    return str(to_string()) if to_string is not None else str(value)
+
+
+def _info(model: Any, options: Mapping[str, str]) -> SessionInfo:
+    properties = _properties(model)
+    return SessionInfo(
+        vocabulary=int(model.config.vocab_size),
+        arithmetic=_ARITHMETIC.get(properties.get("INFERENCE_PRECISION_HINT", "")),
+        properties=properties,
+        versions=versions_of(("openvino", "optimum-intel", "transformers", "torch")),
+        load_options=dict(options),
+    )
+
+
+def _find(openvino: Any, core: Any, device: str) -> DeviceReport | Unavailable:
+    listed = list(core.available_devices)
+    wanted = device.upper()
+    present = any(name == wanted or (name.startswith(f"{wanted}.") and "." not in wanted) for name in listed)
+    if not present:
+        base = device.split(".")[0]
+        return Unavailable(
+            f"OpenVINO {openvino.__version__.split('-')[0]} lists {', '.join(listed)} and no {wanted}",
+            _REMEDIES.get(base, "name a device that is listed"),
+        )
+    properties = {}
+    for key in ("FULL_DEVICE_NAME", "DEVICE_ARCHITECTURE", "NPU_DRIVER_VERSION", "NPU_COMPILER_VERSION"):
+        with contextlib.suppress(Exception):
+            properties[key] = str(core.get_property(wanted, key))
+    return DeviceReport(properties.get("FULL_DEVICE_NAME", wanted), properties)

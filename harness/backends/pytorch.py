@@ -1,0 +1,181 @@
+"""Plain PyTorch through transformers; also the engine of the golden reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.backend import DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
+from harness.backends.causal_lm import CausalLMSession
+from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
+
+# What the golden is recorded with. Eager attention is one fixed order of operations, and deterministic
+# algorithms without TF32 make the FP32 result the same from run to run on one machine.
+REFERENCE_OPTIONS = {"attention": "eager", "deterministic": "yes"}
+
+_KNOWN_OPTIONS = {"attention": ("eager", "sdpa"), "deterministic": ("yes",)}
+_KINDS = {"cpu": DeviceKind.CPU, "cuda": DeviceKind.GPU, "xpu": DeviceKind.GPU, "mps": DeviceKind.GPU}
+_REMEDIES = {
+    "cuda": "needs an NVIDIA GPU, its driver and a CUDA build of torch: python -m pip install torch",
+    "xpu": "needs an Intel GPU, its driver and an XPU build of torch (see pytorch.org, 'Intel GPU')",
+    "mps": "needs a Mac with Apple silicon",
+}
+
+
+class PyTorchBackend:
+    """Phi-3 in PyTorch on cpu, cuda, xpu and mps, in FP32, BF16 and FP16."""
+
+    name = "pytorch"
+    distributions = ("torch", "transformers")
+    install = "python -m pip install -e .[pytorch]"
+    devices: Mapping[str, DeviceKind] = _KINDS
+
+    def targets(self) -> Sequence[Target]:
+        """All devices at the three float precisions (mps has no use for BF16)."""
+        floats = (Precision.FP32, Precision.BF16, Precision.FP16)
+        return [
+            Target(self.name, device, precision)
+            for device in _KINDS
+            for precision in floats
+            if not (device == "mps" and precision is Precision.BF16)
+        ]
+
+    def recipe(self, target: Target, name: str | None) -> Recipe | None:  # noqa: ARG002
+        """Nothing is exported: the checkpoint is the artifact."""
+        return None
+
+    def discover(self, devices: Sequence[str]) -> dict[str, DeviceReport | Unavailable]:
+        """Ask torch for each device."""
+        import torch
+
+        return {device: _find(torch, device) for device in devices}
+
+    def export(self, checkpoint: Path, recipe: Recipe, out: Path) -> list[str]:
+        """Never called: `recipe` gives none."""
+        raise NotImplementedError(f"pytorch loads {checkpoint} as it is; there is no {recipe.name} to write to {out}")
+
+    def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
+        """Load the checkpoint with `from_pretrained` at the target's precision."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        check_options(self.name, options, _KNOWN_OPTIONS)
+        if options.get("deterministic") == "yes":
+            _make_deterministic(torch)
+        dtype = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+        attention = {"attn_implementation": options["attention"]} if "attention" in options else {}
+        model = AutoModelForCausalLM.from_pretrained(
+            artifact,
+            dtype=dtype[target.precision],
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            **attention,
+        )
+        model.eval().to(_torch_device(target))
+        return PyTorchSession(model, _info(torch, model, options), artifact, trust_remote_code)
+
+
+class PyTorchSession(CausalLMSession):
+    """A session that can also record the golden: render prompts, one stateless pass, hidden states."""
+
+    def __init__(self, model: Any, info: SessionInfo, artifact: Path, trust_remote_code: bool) -> None:
+        super().__init__(model, info)
+        self._artifact = artifact
+        self._trust_remote_code = trust_remote_code
+        self._tokenizer: Any = None
+
+    def evidence(self) -> Evidence:
+        """Torch raises when operands lie on different devices, so parameters' devices are where it computed."""
+        found = sorted({parameter.device.type for parameter in self._model.parameters()})
+        return Evidence(
+            level=EvidenceLevel.BY_CONSTRUCTION,
+            kinds=tuple(_KINDS[device] for device in found if device in _KINDS),
+            devices=tuple(found),
+            source="device of every parameter",
+        )
+
+    def whole_logits(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Logits `[n, V]` float32 of one pass over `n` tokens without a cache."""
+        import torch
+
+        with torch.inference_mode():
+            output = self._model(input_ids=self._ids(np.asarray(tokens, dtype=np.int64)), use_cache=False)
+        logits: NDArray[np.float32] = output.logits[0].to(dtype=torch.float32, device="cpu").numpy()
+        return logits
+
+    def hidden_states(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Residual stream `[L + 1, n, H]` float32: embedding, then after each layer; the last after the final norm."""
+        import torch
+
+        ids = self._ids(np.asarray(tokens, dtype=np.int64))
+        with torch.inference_mode():
+            output = self._model(input_ids=ids, use_cache=False, output_hidden_states=True)
+        stacked = torch.stack([state[0] for state in output.hidden_states])
+        states: NDArray[np.float32] = stacked.to(dtype=torch.float32, device="cpu").numpy()
+        return states
+
+    def render(self, messages: list[dict[str, str]] | None, text: str | None) -> list[int]:
+        """Token ids of a chat under the checkpoint's own template, or of raw text as the tokenizer gives it."""
+        tokenizer = self._load_tokenizer()
+        if messages is not None:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return [int(t) for t in tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return [int(t) for t in tokenizer(text)["input_ids"]]
+
+    def _load_tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                self._artifact, trust_remote_code=self._trust_remote_code, local_files_only=True
+            )
+        return self._tokenizer
+
+
+def _info(torch: Any, model: Any, options: Mapping[str, str]) -> SessionInfo:
+    arithmetic = {torch.float32: Precision.FP32, torch.bfloat16: Precision.BF16, torch.float16: Precision.FP16}
+    properties = {
+        "attention": str(model.config._attn_implementation),
+        "threads": str(torch.get_num_threads()),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    return SessionInfo(
+        vocabulary=int(model.config.vocab_size),
+        arithmetic=arithmetic.get(model.dtype),
+        properties=properties,
+        versions=versions_of(("torch", "transformers")),
+        load_options=dict(options),
+    )
+
+
+def _make_deterministic(torch: Any) -> None:
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+def _torch_device(target: Target) -> str:
+    return target.device if target.base_device == target.device else f"{target.base_device}:{target.index}"
+
+
+def _find(torch: Any, device: str) -> DeviceReport | Unavailable:
+    base = device.split(".")[0]
+    if base == "cpu":
+        return DeviceReport("cpu", {"capability": torch.backends.cpu.get_cpu_capability()})
+    module = getattr(torch, base, None)
+    if base not in _REMEDIES or module is None or not module.is_available():
+        return Unavailable(f"torch {torch.__version__} finds no {base} device", _REMEDIES.get(base, "name another"))
+    if base == "mps":
+        return DeviceReport("mps")
+    index = int(device.partition(".")[2] or 0)
+    if index >= module.device_count():
+        return Unavailable(f"torch finds {module.device_count()} {base} devices, not {device}", "name one of them")
+    return DeviceReport(module.get_device_name(index))

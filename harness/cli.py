@@ -1,0 +1,163 @@
+"""The command line: `phi3-conformance golden record | verify | show`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from harness import __version__
+from harness.backend import load_backend
+from harness.checkpoint import find_checkpoint
+from harness.devices import find_interpreter, parse_interpreters
+from harness.errors import HarnessError
+from harness.golden import TREE, golden_roots, open_golden, user_root, verify_files
+from harness.prompts import PromptSuite, read_suite
+from harness.recording import record_golden
+from harness.state import DEFAULT_CHECKPOINT, PROMPTS
+from harness.worker import Worker
+
+_CHECKPOINT = click.option(
+    "--checkpoint", default=str(DEFAULT_CHECKPOINT), show_default="the bundled one", help="A Phi-3 folder or hub name."
+)
+_GOLDEN = click.option(
+    "--golden", type=click.Path(path_type=Path), default=None, help="The folder that holds the checkpoint's goldens."
+)
+_SUITES = click.option(
+    "--prompts",
+    multiple=True,
+    help="A suite of the project (core, long) or a .jsonl file; may be repeated. Default: all of the project.",
+)
+
+
+class _Commands(click.Group):
+    """Prints the harness's own errors as sentences and ends with status 2; Ctrl-C with 130."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        try:
+            return sys.exit(super().main(*args, **kwargs))
+        except HarnessError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("stopped; nothing half-made was left behind", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Commands)
+@click.version_option(__version__, prog_name="phi3-conformance")
+def main() -> None:
+    """Conformance and correctness harness for Phi-3 on AI PCs."""
+
+
+@main.group()
+def golden() -> None:
+    """Record, verify and show FP32 PyTorch goldens."""
+
+
+@golden.command()
+@_CHECKPOINT
+@_SUITES
+@_GOLDEN
+@click.option("--interpreter", multiple=True, metavar="pytorch=PATH", help="The Python that has torch.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings.")
+def record(
+    checkpoint: str,
+    prompts: tuple[str, ...],
+    golden: Path | None,
+    interpreter: tuple[str, ...],
+    trust_remote_code: bool,
+) -> None:
+    """Record the golden of a checkpoint on one or more prompt suites."""
+    found = find_checkpoint(checkpoint)
+    suites = _suites(prompts)
+    root = golden or user_root(found, found.fingerprint())
+    python = find_interpreter(load_backend("pytorch"), parse_interpreters(list(interpreter)), TREE)
+    with tempfile.TemporaryDirectory(prefix="phi3-conformance-") as scratch:
+        worker = Worker("golden-recorder", Path(scratch), interpreter=python)
+        try:
+            for suite in suites:
+                with _progress(suite.name) as progress:
+                    manifest = record_golden(
+                        found, suite, root / suite.name, worker, progress=progress, trust_remote_code=trust_remote_code
+                    )
+                noise = manifest.noise
+                click.echo(
+                    f"{root / suite.name}: {len(manifest.cases)} cases; against float64 ({len(noise.cases)} cases): "
+                    f"centred RMS {noise.centred_rms_mean:.1e} logits, largest difference {noise.max_abs:.1e}"
+                )
+        finally:
+            worker.stop()
+
+
+@golden.command()
+@_CHECKPOINT
+@_SUITES
+@_GOLDEN
+def verify(checkpoint: str, prompts: tuple[str, ...], golden: Path | None) -> None:
+    """Check that goldens are whole, unchanged, and belong to the checkpoint and the prompts."""
+    found = find_checkpoint(checkpoint)
+    fingerprint = found.fingerprint()
+    roots = (golden,) if golden else golden_roots(found, fingerprint)
+    for suite in _suites(prompts):
+        opened = open_golden(roots, found, fingerprint, suite)
+        for case in opened.manifest.cases:
+            opened.logits(case.id)
+        click.echo(
+            f"{opened.folder}: whole, {len(opened.manifest.cases)} cases, as recorded {opened.manifest.recorded}"
+        )
+
+
+@golden.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def show(folder: Path) -> None:
+    """Print what the golden in FOLDER was made from, and its cases."""
+    manifest = verify_files(folder).manifest
+    noise = manifest.noise
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    click.echo(f"checkpoint  {manifest.checkpoint} ({manifest.fingerprint.key})")
+    click.echo(f"suite       {manifest.suite}, vocabulary {manifest.vocabulary}, window {manifest.window}")
+    click.echo(f"recorded    {manifest.recorded} with {versions}")
+    click.echo(f"machine     {manifest.machine.processor}, {manifest.machine.system} {manifest.machine.architecture}")
+    click.echo(
+        f"noise       centred RMS {noise.centred_rms_mean:.1e} mean, {noise.centred_rms_worst:.1e} worst (logits)"
+    )
+    click.echo(f"\n{'case':32} {'prompt':>6} {'new':>4} {'ended':>6} {'least margin':>13}")
+    for case in manifest.cases:
+        ended = "yes" if case.ended else "no"
+        click.echo(f"{case.id:32} {len(case.tokens):6} {len(case.continuation):4} {ended:>6} {min(case.margins):13.3g}")
+
+
+def _suites(names: tuple[str, ...]) -> list[PromptSuite]:
+    if not names:
+        return [read_suite(path) for path in sorted(PROMPTS.glob("*.jsonl"))]
+    paths = [PROMPTS / f"{name}.jsonl" for name in names]
+    return [read_suite(own if own.is_file() else Path(name)) for own, name in zip(paths, names, strict=True)]
+
+
+@contextmanager
+def _progress(suite: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on a terminal, a line a case elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda what, done, total: click.echo(f"{suite} {done}/{total}: {what}", err=True)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(suite, total=None)
+        yield lambda what, done, total: bar.update(task, description=f"{suite}: {what}", completed=done, total=total)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""Judging: outcomes, limits with their origin, verdicts, and the sentences that a failing verdict prints.
+
+Nothing here knows a device or a runtime. A comparison takes arrays and the limits of a *compute class*
+and gives a `Verdict`: an outcome, the raw numbers it rests on, the limits, and a message for people.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from harness import metrics
+from harness.errors import PolicyError
+from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Logits = NDArray[np.floating]
+
+# From finest to coarsest; where a runtime computes more coarsely than the weights are stored, the
+# arithmetic decides the class (OpenVINO computes an FP32 model in BF16 on processors that have it).
+_COARSENESS = {Precision.FP32: 0, Precision.FP16: 1, Precision.BF16: 2, Precision.INT8: 3, Precision.INT4: 4}
+_LEVELS = {EvidenceLevel.NONE: 0, EvidenceLevel.BY_CONSTRUCTION: 1, EvidenceLevel.MEASURED: 2}
+
+
+class Outcome(str, enum.Enum):
+    """What became of a case. All but PASS, UNSUPPORTED and WAIVED fail."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    WAIVED = "WAIVED"
+    UNATTESTED = "UNATTESTED"
+    UNSUPPORTED = "UNSUPPORTED"
+    NOT_RUN = "NOT_RUN"
+    ERROR = "ERROR"
+
+
+class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A bound, and where it comes from: a measurement, a standard or a product's decision."""
+
+    limit: float
+    origin: str
+
+
+class LogitLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Upper bounds on the logits of one prompt: KL in nat, centred relative error without unit."""
+
+    kl_mean: Limit
+    kl_worst: Limit
+    relative_mean: Limit
+    relative_worst: Limit
+
+
+class GreedyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Upper bounds on greedy decoding of one prompt, in units of the reference's centred RMS logit.
+
+    `divergence_margin`: how far the golden may prefer its own token where the device first leaves it.
+    `regret_worst`: how far the reference, on the device's own text, may prefer another token.
+    """
+
+    divergence_margin: Limit
+    regret_worst: Limit
+
+
+class SuiteLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds on a whole suite: mean KL (upper, nat), top-1 agreement and greedy match (lower, shares)."""
+
+    kl_mean: Limit
+    top1_min: Limit
+    greedy_match_min: Limit
+
+
+class ClassLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All limits of one compute class."""
+
+    logits: LogitLimits
+    greedy: GreedyLimits
+    suite: SuiteLimits
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """policy.toml: which evidence suffices for which kind of device, and the limits by compute class."""
+
+    schema: int
+    attestation: dict[DeviceKind, EvidenceLevel]
+    limits: dict[Precision, ClassLimits]
+
+    def limits_of(self, compute_class: Precision) -> ClassLimits:
+        """The limits of a compute class. Raises PolicyError when the policy has none."""
+        if compute_class not in self.limits:
+            raise PolicyError(
+                f"the policy has no limits for {compute_class.value}", f"add a table [limits.{compute_class.value}]"
+            )
+        return self.limits[compute_class]
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What one comparison concluded. `numbers` and `limits` are raw; `message` is for people."""
+
+    outcome: Outcome
+    numbers: dict[str, float]
+    limits: dict[str, float]
+    message: str = ""
+
+
+def read_policy(path: Path) -> Policy:
+    """Read policy.toml. Raises PolicyError naming the field that breaks the schema."""
+    try:
+        policy = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Policy)
+    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise PolicyError(f"{path}: {error}", "mend the file, or name another with --policy FILE") from None
+    if policy.schema != 1:
+        raise PolicyError(f"{path} has schema {policy.schema}; this version reads 1", "update the file")
+    for kind in DeviceKind:
+        if kind not in policy.attestation:
+            raise PolicyError(f"{path} does not say which evidence suffices for a {kind.value}", "add it")
+    return policy
+
+
+def compute_class(weights: Precision, arithmetic: Precision | None) -> Precision:
+    """The class by whose limits a session is judged: the coarser of its weights and of its arithmetic."""
+    if arithmetic is None:
+        return weights
+    return max(weights, arithmetic, key=lambda p: _COARSENESS[p])
+
+
+def judge_evidence(evidence: Evidence, kind: DeviceKind, policy: Policy) -> Verdict:
+    """Whether it is shown that a device of the kind asked for computed."""
+    found = ", ".join(evidence.devices) or "nothing"
+    numbers = {"level": float(_LEVELS[evidence.level])}
+    limits = {"level": float(_LEVELS[policy.attestation[kind]])}
+    if evidence.kinds != (kind,):
+        message = f"a {kind.value} was asked for; {evidence.source} names {found}"
+        return Verdict(Outcome.UNATTESTED, numbers, limits, message)
+    if numbers["level"] < limits["level"]:
+        message = (
+            f"nothing proves that a {kind.value} computed: the evidence is {evidence.level.value} "
+            f"({evidence.source}: {found}); the policy asks for {policy.attestation[kind].value}"
+        )
+        return Verdict(Outcome.UNATTESTED, numbers, limits, message)
+    return Verdict(Outcome.PASS, numbers, limits)
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """Device logits that were compared with reference logits: errors a position, and where the rows begin.
+
+    `first` is the position of the first row in the sequence: 0, or n - 1 where only the last token of an
+    n-token prompt has logits.
+    """
+
+    errors: metrics.RowErrors
+    first: int
+
+
+def compare_logits(reference: Logits, device: Logits, prompt_length: int, *, whole_prompt: bool) -> Rows | Verdict:
+    """Compare `[n + m, V]` reference logits with what the device gave.
+
+    A wrong shape, NaN or Inf is a failing verdict: such logits are never compared.
+    """
+    first = 0 if whole_prompt else prompt_length - 1
+    expected = (reference.shape[0] - first, reference.shape[1])
+    if device.shape != expected:
+        hint = ""
+        if whole_prompt and device.shape[0] == expected[0] - prompt_length + 1:
+            hint = "; the prompt has logits for its last token only"
+        return Verdict(Outcome.FAIL, {}, {}, f"logits of shape {device.shape} where {expected} were due{hint}")
+    bad = metrics.first_non_finite(device)
+    if bad is not None:
+        row, column = bad
+        value = float(device[row, column])
+        return Verdict(
+            Outcome.FAIL, {}, {}, f"{value} among the logits: position {first + row}, vocabulary entry {column}"
+        )
+    return Rows(metrics.compare_rows(reference[first:], device), first)
+
+
+def judge_logits(rows: Rows, limits: LogitLimits, prompt_length: int) -> Verdict:
+    """Hold mean and worst KL and centred relative error of one prompt against their limits; all of them gate."""
+    kl, relative = rows.errors.kl, rows.errors.centred_relative
+    numbers = {
+        "positions": float(kl.size),
+        "kl_mean": float(kl.mean()),
+        "kl_worst": float(kl.max()),
+        "relative_mean": float(relative.mean()),
+        "relative_worst": float(relative.max()),
+        "centred_rms_mean": float(rows.errors.centred_rms.mean()),
+        "centred_rms_worst": float(rows.errors.centred_rms.max()),
+        "top1": float(rows.errors.top1_agrees.mean()),
+    }
+    lines = []
+    for key, name in (
+        ("kl_mean", "mean KL"),
+        ("kl_worst", "worst-token KL"),
+        ("relative_mean", "mean centred relative error"),
+        ("relative_worst", "worst centred relative error"),
+    ):
+        limit: Limit = getattr(limits, key)
+        if not numbers[key] <= limit.limit:
+            unit = " nat" if key.startswith("kl") else ""
+            place = _place(kl if "kl" in key else relative, rows.first, prompt_length) if "worst" in key else ""
+            lines.append(f"{name} {numbers[key]:.3g}{unit}{place}; allowed: {limit.limit:.3g}{unit} ({limit.origin})")
+    bounds = {key: getattr(limits, key).limit for key in ("kl_mean", "kl_worst", "relative_mean", "relative_worst")}
+    return Verdict(Outcome.FAIL if lines else Outcome.PASS, numbers, bounds, "\n".join(lines))
+
+
+def _place(values: NDArray[np.float64], first: int, prompt_length: int) -> str:
+    position = first + int(values.argmax())
+    total = first + values.size
+    part = "prefill" if position < prompt_length else "decode"
+    return f" at position {position} of {total} ({part})"
+
+
+def judge_form(tokens: Sequence[int], max_new_tokens: int, end_tokens: Sequence[int]) -> Verdict:
+    """Whether generated tokens end where they may: not empty, no early stop, no overrun, no echo of the prompt."""
+    numbers = {"new_tokens": float(len(tokens))}
+    limits = {"max_new_tokens": float(max_new_tokens)}
+
+    def fail(message: str) -> Verdict:
+        return Verdict(Outcome.FAIL, numbers, limits, message)
+
+    if not tokens:
+        return fail("no tokens and no error")
+    if len(tokens) > max_new_tokens:
+        return fail(f"overrun: {len(tokens)} new tokens; {max_new_tokens} were asked for")
+    ends = [index for index, token in enumerate(tokens) if token in end_tokens]
+    if ends and ends[0] < len(tokens) - 1:
+        return fail(f"overrun: {len(tokens) - 1 - ends[0]} tokens follow the end token at {ends[0]}")
+    if not ends and len(tokens) < max_new_tokens:
+        return fail(f"early stop: {len(tokens)} of {max_new_tokens} new tokens and no end token")
+    return Verdict(Outcome.PASS, numbers, limits)
+
+
+def is_echo(prompt: Sequence[int], tokens: Sequence[int], golden: Sequence[int]) -> bool:
+    """Whether an answer is the prompt over again, which the golden's answer is not.
+
+    Eight tokens are asked for, so that a short answer that happens to begin like its prompt is none.
+    """
+    span = min(len(prompt), len(tokens))
+    return span >= 8 and list(tokens[:span]) == list(prompt[:span]) and list(golden[:span]) != list(prompt[:span])
+
+
+def judge_match(golden: Sequence[int], tokens: Sequence[int], reference: Logits, limits: GreedyLimits) -> Verdict:
+    """Token for token against the golden: a first divergence must lie where the golden hardly prefers its own.
+
+    `reference` is `[m, V]`: the golden's logits at the positions that chose its m tokens.
+    """
+    at = metrics.first_divergence(list(golden), list(tokens))
+    bound = limits.divergence_margin
+    numbers = {"match": float(at is None), "matched_tokens": float(len(golden) if at is None else at)}
+    limit = {"divergence_margin": bound.limit}
+    if at is None:
+        return Verdict(Outcome.PASS, numbers, limit)
+    if at >= len(tokens) or at >= len(golden):
+        return Verdict(
+            Outcome.FAIL, numbers, limit, f"{len(tokens)} new tokens, all as in the golden, which has {len(golden)}"
+        )
+    if not 0 <= tokens[at] < reference.shape[1]:
+        return Verdict(Outcome.FAIL, numbers, limit, f"token id {tokens[at]} is outside the vocabulary")
+    row = reference[at : at + 1]
+    margin = float(metrics.regret(row, np.asarray([tokens[at]]))[0] / metrics.centred_scale(row)[0])
+    numbers["divergence_margin"] = margin
+    if margin <= bound.limit:
+        return Verdict(Outcome.PASS, numbers, limit, f"first divergence at token {at} of {len(golden)}")
+    message = (
+        f"first divergence at token {at} of {len(golden)}: the golden prefers its own token by {margin:.3g} "
+        f"of its logits' RMS; allowed: {bound.limit:.3g} ({bound.origin})"
+    )
+    return Verdict(Outcome.FAIL, {**numbers, "token": float(at)}, limit, message)
+
+
+def judge_regret(reference: Logits, tokens: Sequence[int], limits: GreedyLimits) -> Verdict:
+    """Every token the device chose must be, for the reference on the device's own text, nearly its best.
+
+    `reference` is `[m, V]`: row t is the reference teacher-forced on the device's tokens before t.
+    """
+    bound = limits.regret_worst
+    limit = {"regret_worst": bound.limit}
+    outside = [token for token in tokens if not 0 <= token < reference.shape[1]]
+    if outside:
+        return Verdict(Outcome.FAIL, {}, limit, f"token id {outside[0]} is outside the vocabulary")
+    absolute = metrics.regret(reference, np.asarray(tokens))
+    relative = absolute / metrics.centred_scale(reference)
+    worst = int(relative.argmax())
+    numbers = {
+        "regret_worst": float(relative[worst]),
+        "regret_mean": float(relative.mean()),
+        "regret_worst_logits": float(absolute[worst]),
+        "token": float(worst),
+        "chosen": float(tokens[worst]),
+        "preferred": float(reference[worst].argmax()),
+    }
+    if numbers["regret_worst"] <= bound.limit:
+        return Verdict(Outcome.PASS, numbers, limit)
+    before = f"; regret before it: at most {relative[:worst].max():.3g}" if worst else ""
+    message = (
+        f"token {worst} of {len(tokens)}: the reference, on the device's own text, prefers another by "
+        f"{absolute[worst]:.3g} logits, {relative[worst]:.3g} of their RMS; allowed: {bound.limit:.3g} "
+        f"({bound.origin}){before}"
+    )
+    return Verdict(Outcome.FAIL, numbers, limit, message)
+
+
+def judge_suite(errors: Sequence[metrics.RowErrors], limits: SuiteLimits) -> Verdict:
+    """Mean KL and top-1 agreement over all positions of a suite."""
+    kl = np.concatenate([rows.kl for rows in errors]) if errors else np.empty(0)
+    if kl.size == 0:
+        return Verdict(Outcome.FAIL, {}, {}, "zero positions were compared")
+    agrees = np.concatenate([rows.top1_agrees for rows in errors])
+    numbers = {"prompts": float(len(errors)), "positions": float(kl.size)}
+    numbers |= {"kl_mean": float(kl.mean()), "kl_worst": float(kl.max()), "top1": float(agrees.mean())}
+    lines = []
+    if not numbers["kl_mean"] <= limits.kl_mean.limit:
+        lines.append(_beyond("mean KL", numbers["kl_mean"], " nat", limits.kl_mean))
+    if not numbers["top1"] >= limits.top1_min.limit:
+        lines.append(_beyond("top-1 agreement", numbers["top1"], "", limits.top1_min))
+    bounds = {"kl_mean": limits.kl_mean.limit, "top1": limits.top1_min.limit}
+    return Verdict(Outcome.FAIL if lines else Outcome.PASS, numbers, bounds, "\n".join(lines))
+
+
+def judge_agreement(matches: Sequence[bool], limits: SuiteLimits) -> Verdict:
+    """The share of prompts whose greedy tokens equal the golden's."""
+    if not matches:
+        return Verdict(Outcome.FAIL, {}, {}, "zero prompts were compared")
+    share = sum(matches) / len(matches)
+    numbers = {"prompts": float(len(matches)), "greedy_match": share}
+    bound = limits.greedy_match_min
+    message = "" if share >= bound.limit else _beyond("greedy match", share, "", bound)
+    return Verdict(Outcome.FAIL if message else Outcome.PASS, numbers, {"greedy_match": bound.limit}, message)
+
+
+def _beyond(name: str, value: float, unit: str, limit: Limit) -> str:
+    return f"{name} {value:.4g}{unit}; allowed: {limit.limit:.4g}{unit} ({limit.origin})"
+
+
+def to_plain(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as builtins, for records and for the wire."""
+    plain: dict[str, Any] = msgspec.to_builtins(verdict)
+    return plain

@@ -1,0 +1,236 @@
+"""Goldens: what FP32 PyTorch answers to a prompt suite, with a manifest that ties it to its makings.
+
+A golden is a folder `<root>/<suite>/`:
+
+    manifest.json         schema, checkpoint, suite, cases, noise, versions, machine, hashes of the files below
+    logits.safetensors    a case: `[n + m, V]` float32, teacher-forced over n prompt and m continuation tokens
+    hidden.safetensors    for a few cases: `[L + 1, n + m, H]` float32, the embedding, then after each layer
+
+Row i of the logits predicts token i + 1. Goldens are read here and nothing here computes: see
+`harness.recording`. Everything read is checked against the manifest, and the manifest against the
+checkpoint and the prompts of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from harness.checkpoint import Checkpoint, Fingerprint, cached_sha256
+from harness.devices import Machine
+from harness.errors import GoldenError
+from harness.prompts import PromptSuite
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+LOGITS = "logits.safetensors"
+HIDDEN = "hidden.safetensors"
+TREE = Path(__file__).resolve().parent.parent
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One prompt's golden: its tokens, the greedy continuation, and the margin of each continuation token.
+
+    `ended` is true when the last continuation token is an end token. `margins` are best minus second-best
+    logit at the positions that chose the continuation.
+    """
+
+    id: str
+    tokens: tuple[int, ...]
+    continuation: tuple[int, ...]
+    new_tokens: int
+    ended: bool
+    margins: tuple[float, ...]
+
+    @property
+    def sequence(self) -> tuple[int, ...]:
+        """Prompt and continuation."""
+        return self.tokens + self.continuation
+
+
+class Noise(msgspec.Struct, frozen=True):
+    """The golden's own rounding noise: FP32 PyTorch against the float64 oracle, over the checked cases.
+
+    Centred RMS logit error (mean over positions, and worst position) and largest absolute difference, all
+    in logits; `cases` are the ids checked.
+    """
+
+    cases: tuple[str, ...]
+    centred_rms_mean: float
+    centred_rms_worst: float
+    max_abs: float
+
+
+class File(msgspec.Struct, frozen=True):
+    """A file of the golden: SHA-256 and size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a golden was made from, by what and where."""
+
+    schema: int
+    checkpoint: str
+    fingerprint: Fingerprint
+    suite: str
+    suite_sha256: str
+    vocabulary: int
+    window: int
+    end_tokens: tuple[int, ...]
+    cases: tuple[Case, ...]
+    noise: Noise
+    files: dict[str, File]
+    versions: dict[str, str]
+    load_options: dict[str, str]
+    machine: Machine
+    recorded: str
+
+
+class Golden:
+    """An opened golden. Logits and hidden states are read when asked for."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._cases = {case.id: case for case in manifest.cases}
+
+    def case(self, prompt_id: str) -> Case:
+        """The case of a prompt. Raises GoldenError when the golden has none."""
+        if prompt_id not in self._cases:
+            raise GoldenError(f"{self.folder} has no case {prompt_id!r}", record_command(self.manifest.suite))
+        return self._cases[prompt_id]
+
+    def logits(self, prompt_id: str) -> NDArray[np.float32]:
+        """`[n + m, V]` float32. Raises GoldenError on a wrong shape or on NaN and Inf."""
+        case = self.case(prompt_id)
+        found = self._tensor(LOGITS, prompt_id)
+        expected = (len(case.sequence), self.manifest.vocabulary)
+        if found.shape != expected or found.dtype != np.float32:
+            raise GoldenError(
+                f"{self.folder / LOGITS}: {prompt_id} is {found.dtype} {found.shape}, not float32 {expected}",
+                record_command(self.manifest.suite),
+            )
+        if not np.isfinite(found).all():
+            raise GoldenError(
+                f"{self.folder / LOGITS}: {prompt_id} has NaN or Inf", record_command(self.manifest.suite)
+            )
+        return found
+
+    def hidden_states(self, prompt_id: str) -> NDArray[np.float32] | None:
+        """`[L + 1, n + m, H]` float32 where they were kept for this case, else None."""
+        path = self.folder / HIDDEN
+        if HIDDEN not in self.manifest.files:
+            return None
+        with safe_open(path, framework="np") as file:
+            if prompt_id not in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                return None
+            states: NDArray[np.float32] = file.get_tensor(prompt_id)
+            return states
+
+    def _tensor(self, name: str, key: str) -> NDArray[Any]:
+        try:
+            with safe_open(self.folder / name, framework="np") as file:
+                tensor: NDArray[Any] = file.get_tensor(key)
+                return tensor
+        except (SafetensorError, OSError) as error:
+            raise GoldenError(
+                f"{self.folder / name} cannot be read: {error}", record_command(self.manifest.suite)
+            ) from None
+
+
+def record_command(suite: str, checkpoint: str = "", golden: str = "") -> str:
+    """The command that records a golden anew, as a remedy."""
+    parts = ["phi3-conformance golden record --prompts", suite]
+    if checkpoint:
+        parts += ["--checkpoint", checkpoint]
+    if golden:
+        parts += ["--golden", golden]
+    return " ".join(parts)
+
+
+def golden_roots(checkpoint: Checkpoint, fingerprint: Fingerprint) -> tuple[Path, ...]:
+    """Where a golden of the checkpoint may lie, in order: beside a bundled checkpoint, the user's data folder."""
+    bundled = checkpoint.path.parent
+    roots = (bundled,) if bundled.parent == TREE / "golden" else ()
+    return (*roots, user_root(checkpoint, fingerprint))
+
+
+def user_root(checkpoint: Checkpoint, fingerprint: Fingerprint) -> Path:
+    """The folder for goldens of one checkpoint in the user's data folder."""
+    data = platformdirs.user_data_path("phi3-conformance", appauthor=False)
+    return data / "goldens" / f"{checkpoint.name}-{fingerprint.key}"
+
+
+def open_golden(roots: Sequence[Path], checkpoint: Checkpoint, fingerprint: Fingerprint, suite: PromptSuite) -> Golden:
+    """Open and verify the golden of a suite from the first root that has one.
+
+    Raises GoldenError, with the command that records anew, when there is none, or the one found is
+    truncated, tampered with, of another schema, or of another checkpoint or other prompts.
+    """
+    remedy = record_command(str(suite.path), str(checkpoint.path))
+    for root in roots:
+        if (root / suite.name / MANIFEST).is_file():
+            folder = root / suite.name
+            break
+    else:
+        raise GoldenError(f"there is no golden of {checkpoint.name} for the prompts {suite.name!r}", remedy)
+    remedy += f" --golden {root}"
+    golden = verify_files(folder, remedy)
+    manifest = golden.manifest
+    if manifest.fingerprint != fingerprint:
+        parts = [
+            n for n in ("weights", "tokenizer", "config") if getattr(manifest.fingerprint, n) != getattr(fingerprint, n)
+        ]
+        raise GoldenError(
+            f"{folder} is a golden of another checkpoint ({manifest.checkpoint}): {', '.join(parts)} differ", remedy
+        )
+    if manifest.suite_sha256 != suite.sha256:
+        raise GoldenError(f"{folder} is stale: {suite.path} has changed since it was recorded", remedy)
+    return golden
+
+
+def verify_files(folder: Path, remedy: str = "") -> Golden:
+    """Open a golden and check its manifest and the hashes of its files. Raises GoldenError."""
+    remedy = remedy or record_command("FILE", "CHECKPOINT", str(folder.parent))
+    path = folder / MANIFEST
+    try:
+        text = path.read_bytes()
+        schema = msgspec.json.decode(text, type=_SchemaOnly).schema
+        if schema != SCHEMA:
+            raise GoldenError(f"{path} has schema {schema}; this version reads {SCHEMA}", remedy)
+        manifest = msgspec.json.decode(text, type=Manifest)
+    except FileNotFoundError:
+        raise GoldenError(f"{folder} holds no golden: there is no {MANIFEST}", remedy) from None
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        raise GoldenError(f"{path} cannot be read: {error}", remedy) from None
+    if not manifest.cases or LOGITS not in manifest.files:
+        raise GoldenError(f"{path} lists no cases or no {LOGITS}", remedy)
+    for name, expected in manifest.files.items():
+        _verify_file(folder, name, expected, remedy)
+    return Golden(folder, manifest)
+
+
+class _SchemaOnly(msgspec.Struct):
+    schema: int
+
+
+def _verify_file(folder: Path, name: str, expected: File, remedy: str) -> None:
+    if name not in (LOGITS, HIDDEN):
+        raise GoldenError(f"{folder / MANIFEST} names an unknown file {name!r}", remedy)
+    path = folder / name
+    if not path.is_file():
+        raise GoldenError(f"{folder} is incomplete: {name} is missing", remedy)
+    size = path.stat().st_size
+    if size != expected.bytes:
+        raise GoldenError(f"{path} is truncated or changed: {size} bytes, {expected.bytes} were recorded", remedy)
+    if cached_sha256(path) != expected.sha256:
+        raise GoldenError(f"{path} was changed after it was recorded: its SHA-256 differs", remedy)

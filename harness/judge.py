@@ -1,0 +1,175 @@
+"""What a conformance test asks: judge these logits, these tokens, this evidence.
+
+Every method gives a verdict; one that is not PASS is raised as `CaseFailed`, which the plugin turns into
+a report without a traceback. A case without sufficient evidence of its device never passes: its correct
+numbers are UNATTESTED.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from harness import compare
+from harness.checkpoint import Checkpoint
+from harness.compare import ClassLimits, Outcome, Policy, Rows, Verdict
+from harness.errors import StageError
+from harness.sessions import PromptCase, TargetSession
+from harness.target import Precision
+
+
+class CaseFailed(Exception):
+    """A case whose outcome is not PASS."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.message)
+        self.verdict = verdict
+
+
+class Judge:
+    """Judges one case of one session against a policy, and keeps its verdicts."""
+
+    def __init__(self, session: TargetSession, policy: Policy, checkpoint: Checkpoint) -> None:
+        self.session = session
+        self.policy = policy
+        self.verdicts: list[Verdict] = []
+        self._checkpoint = checkpoint
+
+    @property
+    def limits(self) -> ClassLimits:
+        """The limits of the session's compute class."""
+        return self.policy.limits_of(self.session.compute_class)
+
+    def attestation(self) -> None:
+        """The device that computed is of the kind asked for, and the evidence suffices."""
+        self._conclude(self._evidence())
+
+    def logits(self, prompt: PromptCase, found: Rows | Verdict) -> None:
+        """Teacher-forced logits of a prompt lie within the limits at every position."""
+        if isinstance(found, Rows):
+            found = compare.judge_logits(found, self.limits.logits, len(prompt.case.tokens))
+        self._conclude(found, prompt)
+
+    def suite_logits(self, prompts: Sequence[PromptCase]) -> None:
+        """Mean KL and top-1 agreement over all positions of a suite lie within the limits."""
+        found = {prompt.id: self._errors(prompt) for prompt in prompts}
+        broken = {key: value for key, value in found.items() if isinstance(value, Verdict)}
+        if broken:
+            self._conclude(self._broken(broken))
+        errors = [rows.errors for rows in found.values() if isinstance(rows, Rows)]
+        self._conclude(compare.judge_suite(errors, self.limits.suite))
+
+    def form(self, prompt: PromptCase, tokens: Sequence[int]) -> None:
+        """An answer is not empty, ends where it may and is no echo of its prompt."""
+        case = prompt.case
+        ends = prompt.golden.manifest.end_tokens
+        verdict = compare.judge_form(tokens, case.new_tokens, ends)
+        if verdict.outcome is Outcome.PASS and compare.is_echo(case.tokens, tokens, case.continuation):
+            verdict = msgspec.structs.replace(
+                verdict, outcome=Outcome.FAIL, message="the answer is the prompt over again; the golden's is not"
+            )
+        self._conclude(verdict, prompt)
+
+    def match(self, prompt: PromptCase, tokens: Sequence[int]) -> None:
+        """Greedy tokens equal the golden's, or leave them where the golden hardly prefers its own."""
+        verdict = compare.judge_match(prompt.case.continuation, tokens, prompt.choosing_logits(), self.limits.greedy)
+        token = verdict.numbers.get("token")
+        if token is not None:
+            place = int(token)
+            verdict = self._name_tokens(verdict, tokens[place], prompt.case.continuation[place], "the golden")
+        self._conclude(verdict, prompt)
+
+    def regret(self, prompt: PromptCase, tokens: Sequence[int]) -> None:
+        """Every token chosen is, for the reference on the device's own text, nearly as good as its best."""
+        if not tokens:
+            self._conclude(Verdict(Outcome.FAIL, {}, {}, "no tokens and no error"), prompt)
+        vocabulary = prompt.golden.manifest.vocabulary
+        if any(not 0 <= token < vocabulary for token in tokens):
+            self._conclude(Verdict(Outcome.FAIL, {}, {}, f"token ids outside 0..{vocabulary - 1}"), prompt)
+        if list(tokens) == list(prompt.case.continuation[: len(tokens)]):
+            reference = prompt.choosing_logits()[: len(tokens)]
+        else:
+            reference = self.session.run.reference_logits(prompt.case, tokens)
+        verdict = compare.judge_regret(reference, tokens, self.limits.greedy)
+        if verdict.outcome is Outcome.FAIL and "chosen" in verdict.numbers:
+            chosen, preferred = int(verdict.numbers["chosen"]), int(verdict.numbers["preferred"])
+            verdict = self._name_tokens(verdict, chosen, preferred, "the reference")
+        self._conclude(verdict, prompt)
+
+    def suite_agreement(self, prompts: Sequence[PromptCase]) -> None:
+        """The share of prompts answered exactly as the golden answers is within the limit."""
+        matches = [tuple(self._tokens(prompt)) == prompt.case.continuation for prompt in prompts]
+        self._conclude(compare.judge_agreement(matches, self.limits.suite))
+
+    def _errors(self, prompt: PromptCase) -> Rows | Verdict:
+        try:
+            return self.session.errors(prompt)
+        except StageError as error:
+            raise _for_prompt(error, prompt) from None
+
+    def _tokens(self, prompt: PromptCase) -> list[int]:
+        try:
+            return self.session.generate(prompt)
+        except StageError as error:
+            raise _for_prompt(error, prompt) from None
+
+    def _broken(self, broken: dict[str, Verdict]) -> Verdict:
+        lines = [f"prompt {key!r}: {verdict.message}" for key, verdict in broken.items()]
+        return Verdict(Outcome.FAIL, {"broken_prompts": float(len(broken))}, {}, "\n".join(lines))
+
+    def _evidence(self) -> Verdict:
+        return compare.judge_evidence(self.session.evidence(), self.session.kind, self.policy)
+
+    def _conclude(self, verdict: Verdict, prompt: PromptCase | None = None) -> None:
+        """Keep a verdict; raise it unless it is PASS and the device is attested."""
+        if verdict.outcome is Outcome.PASS:
+            evidence = self._evidence()
+            if evidence.outcome is not Outcome.PASS:
+                verdict = msgspec.structs.replace(verdict, outcome=evidence.outcome, message=evidence.message)
+        self.verdicts.append(verdict)
+        if verdict.outcome is not Outcome.PASS:
+            raise CaseFailed(msgspec.structs.replace(verdict, message=self._explain(verdict, prompt)))
+
+    def _explain(self, verdict: Verdict, prompt: PromptCase | None) -> str:
+        session = self.session
+        head = str(session.target)
+        if prompt is not None:
+            n, m = len(prompt.case.tokens), len(prompt.case.continuation)
+            head += f"  prompt {prompt.id!r} of {prompt.suite} ({n} tokens, then {m})"
+        lines = [head, *(f"  {line}" for line in verdict.message.splitlines())]
+        if verdict.limits and verdict.outcome is Outcome.FAIL:
+            lines.append(f"  judged as {session.compute_class.value}{self._why_class()}")
+        return "\n".join(lines)
+
+    def _why_class(self) -> str:
+        session = self.session
+        arithmetic = session.info.arithmetic if session.info else None
+        reason = ""
+        if session.compute_class is not session.target.precision:
+            computes = arithmetic.value if arithmetic else "?"
+            reason = f": {session.target.precision.value} weights, but the runtime computes in {computes}"
+        if session.compute_class in (Precision.INT8, Precision.INT4):
+            reason += "; this is the total error, of quantisation and implementation together"
+        return reason
+
+    def _name_tokens(self, verdict: Verdict, chosen: int, preferred: int, who: str) -> Verdict:
+        texts = token_texts(self._checkpoint.path, [chosen, preferred])
+        line = f"chose {texts[0]}, {who} prefers {texts[1]}"
+        return msgspec.structs.replace(verdict, message=f"{line}\n{verdict.message}" if verdict.message else line)
+
+
+def _for_prompt(error: StageError, prompt: PromptCase) -> StageError:
+    return type(error)(error.stage, f"prompt {prompt.id!r}: {error.problem}", error.remedy)
+
+
+def token_texts(checkpoint: Path, tokens: Sequence[int]) -> list[str]:
+    """What tokens stand for, quoted; their ids where the checkpoint has no tokenizer.json."""
+    path = checkpoint / "tokenizer.json"
+    if not path.is_file():
+        return [f"token {token}" for token in tokens]
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    return [repr(tokenizer.decode([token], skip_special_tokens=False)) for token in tokens]

@@ -1,0 +1,158 @@
+"""Distances between logits, in NumPy and float64.
+
+Shapes: logits are `[n, V]` (n positions, V vocabulary entries) of any float dtype; results are `[n]`
+float64 unless said otherwise. Rows are taken in chunks of bounded size, so memory stays small at a
+vocabulary of 200,000. Every function raises ValueError on unequal shapes, on zero positions and on
+NaN or Inf: such input is a defect to be reported by the caller, never a number.
+
+KL divergence is in nat, D(reference || device) = sum p (log p - log q). The centred RMS logit error is
+the root mean square over the vocabulary of the difference of the two rows after the mean of each is
+taken off: softmax does not see a constant added to a row, so neither does this measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.floating]
+Floats = NDArray[np.float64]
+Ints = NDArray[np.integer]
+
+# Elements of float64 scratch a chunk: 4 MiB, so that the few arrays of a pass stay in the last-level cache.
+_CHUNK_ELEMENTS = 1 << 19
+
+
+class RowErrors(msgspec.Struct, frozen=True):
+    """The distances of n device rows from their n reference rows; each array is `[n]`."""
+
+    kl: Floats
+    centred_rms: Floats
+    centred_relative: Floats
+    top1_agrees: NDArray[np.bool_]
+
+
+def _check_pair(reference: Logits, device: Logits) -> None:
+    if reference.ndim != 2 or reference.shape != device.shape:
+        raise ValueError(f"logits of shapes {reference.shape} (reference) and {device.shape} (device) do not compare")
+    if reference.shape[0] == 0 or reference.shape[1] == 0:
+        raise ValueError("zero positions compare to nothing")
+
+
+def _chunks(rows: int, width: int) -> Iterator[slice]:
+    step = max(1, _CHUNK_ELEMENTS // width)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def first_non_finite(logits: Logits) -> tuple[int, int] | None:
+    """The position and vocabulary entry of the first NaN or Inf in `[n, V]` logits, or None."""
+    for rows in _chunks(*logits.shape):
+        bad = ~np.isfinite(logits[rows])
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            return rows.start + int(row), int(column)
+    return None
+
+
+def log_softmax(logits: Logits) -> Floats:
+    """Log probabilities in nat, `[n, V]` float64."""
+    shifted: Floats = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    normaliser: Floats = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return np.subtract(shifted, normaliser)
+
+
+def compare_rows(reference: Logits, device: Logits) -> RowErrors:
+    """All distances of device from reference, row by row, in one pass over both."""
+    _check_pair(reference, device)
+    n, width = reference.shape
+    kl, rms, relative = np.empty(n), np.empty(n), np.empty(n)
+    agrees = np.empty(n, dtype=np.bool_)
+    for rows in _chunks(n, width):
+        ref, dev = reference[rows].astype(np.float64), device[rows].astype(np.float64)
+        agrees[rows] = ref.argmax(axis=1) == dev.argmax(axis=1)
+        ref -= ref.mean(axis=1, keepdims=True)
+        dev -= dev.mean(axis=1, keepdims=True)
+        dev -= ref  # from here on: the centred difference
+        rms[rows] = np.sqrt(np.einsum("nv,nv->n", dev, dev) / width)
+        scale = np.sqrt(np.einsum("nv,nv->n", ref, ref) / width)
+        relative[rows] = rms[rows] / np.maximum(scale, np.finfo(np.float64).tiny)
+        kl[rows] = _kl_from_difference(ref, dev)
+    if not (np.isfinite(rms).all() and np.isfinite(kl).all()):
+        raise ValueError("NaN or Inf among the logits")
+    return RowErrors(kl=kl, centred_rms=rms, centred_relative=relative, top1_agrees=agrees)
+
+
+def _kl_from_difference(ref: Floats, difference: Floats) -> Floats:
+    """KL from the reference row and device minus reference, accurate down to the rounding of the inputs.
+
+    With d = device - reference and p the reference's probabilities, KL = log(sum p e^d) - sum p d.
+    Written as log1p(sum p (e^d - 1 - d) + sum p d) - sum p d it does not cancel for small d once the
+    probability-weighted mean of d is taken off first: then KL = log1p(sum p (e^d - 1 - d)). The
+    parenthesis is d^2/2 to first order and is taken from its series where d is small.
+    """
+    p = np.exp(ref - ref.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    d = difference - np.einsum("nv,nv->n", p, difference)[:, None]
+    excess = np.expm1(d)
+    excess -= d
+    small = np.abs(d) < 1e-4
+    np.copyto(excess, d * d * (0.5 + d * (1 / 6)), where=small)
+    return np.asarray(np.log1p(np.einsum("nv,nv->n", p, excess)))
+
+
+def kl_divergence(reference: Logits, device: Logits) -> Floats:
+    """D(reference || device) a position, in nat."""
+    return compare_rows(reference, device).kl
+
+
+def centred_rms_error(reference: Logits, device: Logits) -> Floats:
+    """Centred RMS logit error a position, in logits."""
+    return compare_rows(reference, device).centred_rms
+
+
+def centred_scale(logits: Logits) -> Floats:
+    """The centred RMS of each row: the unit in which relative errors and regret are given."""
+    scale = np.empty(logits.shape[0])
+    for rows in _chunks(*logits.shape):
+        scale[rows] = logits[rows].astype(np.float64).std(axis=1)
+    return scale
+
+
+def margins(logits: Logits) -> Floats:
+    """Best minus second-best logit a position."""
+    if logits.ndim != 2 or logits.shape[0] == 0 or logits.shape[1] < 2:
+        raise ValueError(f"no margin in logits of shape {logits.shape}")
+    best_two = np.partition(logits, logits.shape[1] - 2, axis=1)[:, -2:].astype(np.float64)
+    return np.asarray(best_two[:, 1] - best_two[:, 0])
+
+
+def regret(reference: Logits, tokens: Ints) -> Floats:
+    """How far below the reference's best logit each chosen token lies, in logits.
+
+    `reference` is `[m, V]`: row t is the reference teacher-forced on the device's own tokens before t;
+    `tokens` is `[m]`: what the device chose there. Zero where the device chose the reference's best.
+    """
+    if reference.ndim != 2 or tokens.ndim != 1 or reference.shape[0] != tokens.shape[0] or tokens.size == 0:
+        raise ValueError(f"{tokens.shape} tokens do not go with reference logits of shape {reference.shape}")
+    if tokens.min() < 0 or tokens.max() >= reference.shape[1]:
+        raise ValueError(f"token ids outside 0..{reference.shape[1] - 1}")
+    if first_non_finite(reference) is not None:
+        raise ValueError("NaN or Inf among the reference's logits")
+    chosen = np.take_along_axis(reference, tokens[:, None].astype(np.intp), axis=1)[:, 0]
+    return reference.max(axis=1).astype(np.float64) - chosen.astype(np.float64)
+
+
+def first_divergence(golden: list[int], device: list[int]) -> int | None:
+    """The first index at which two token sequences differ, None where they are equal.
+
+    Where one is a prefix of the other, that is the length of the shorter.
+    """
+    for index, (ours, theirs) in enumerate(zip(golden, device, strict=False)):
+        if ours != theirs:
+            return index
+    return None if len(golden) == len(device) else min(len(golden), len(device))

@@ -1,0 +1,138 @@
+"""From what pytest saw of an item to the outcome of its case, waivers included."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+
+import msgspec
+import pytest
+
+from harness.compare import Outcome, Verdict
+from harness.errors import HarnessError, NotRun, StageError
+from harness.fixtures import JUDGE, SESSION, CaseId
+from harness.judge import CaseFailed
+from harness.record import CaseRecord
+from harness.state import State, as_plain
+from harness.waivers import Waiver, find_waiver
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """An outcome with the verdict behind it, and the stage where it is an ERROR."""
+
+    verdict: Verdict
+    stage: str | None = None
+
+    @property
+    def label(self) -> str:
+        """`FAIL`, `ERROR(run)` and so on, as waivers write it."""
+        return f"{self.verdict.outcome.value}({self.stage})" if self.stage else self.verdict.outcome.value
+
+
+def conclude(
+    state: State, item: pytest.Item, case: CaseId, call: pytest.CallInfo[None], report: pytest.TestReport
+) -> None:
+    """Give the report of a conformance item its outcome; adds `report.conformance` once a case."""
+    finding = _finding(item, call, report)
+    if finding is None:
+        return
+    waiver = None
+    if finding.verdict.outcome is not Outcome.UNSUPPORTED:
+        finding, waiver = _waived(state, item, case, finding)
+    _show(report, item, finding, waiver)
+    record = CaseRecord(
+        id=_node_id(item),
+        test=case.test,
+        target=str(case.target),
+        case=case.case,
+        outcome=finding.verdict.outcome.value,
+        stage=finding.stage,
+        numbers=finding.verdict.numbers,
+        limits=finding.verdict.limits,
+        message=finding.verdict.message,
+        waiver=None if waiver is None else waiver.id,
+        seconds=call.duration,
+    )
+    session = item.session.stash.get(SESSION, None)
+    kept = state.keep_session(session) if session is not None and session.target == case.target else None
+    plain = {"case": as_plain(record), "session": None if kept is None else as_plain(kept)}
+    report.conformance = plain  # type: ignore[attr-defined]
+
+
+def _finding(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> Finding | None:
+    """What this phase says of the case; None where another phase decides."""
+    error = call.excinfo.value if call.excinfo is not None else None
+    if report.when == "setup" and error is None:
+        return None
+    if report.when == "teardown":
+        return None if error is None else _of_error(error)
+    if isinstance(error, pytest.skip.Exception):
+        return Finding(Verdict(Outcome.UNSUPPORTED, {}, {}, str(error.msg)))
+    if error is not None:
+        return _of_error(error)
+    judge = item.stash.get(JUDGE, None)
+    if judge is None or not judge.verdicts:
+        return Finding(Verdict(Outcome.FAIL, {}, {}, "the test ended without judging anything"))
+    return Finding(judge.verdicts[-1])
+
+
+def _of_error(error: BaseException) -> Finding | None:
+    if isinstance(error, CaseFailed):
+        return Finding(error.verdict)
+    if isinstance(error, StageError):
+        return Finding(Verdict(Outcome.ERROR, {}, {}, str(error)), error.stage.value)
+    if isinstance(error, NotRun):
+        return Finding(Verdict(Outcome.NOT_RUN, {}, {}, str(error)))
+    if isinstance(error, HarnessError):
+        return Finding(Verdict(Outcome.ERROR, {}, {}, str(error)), "compare")
+    if isinstance(error, Exception):  # a defect of the test or of the harness: pytest shows its traceback
+        return Finding(Verdict(Outcome.ERROR, {}, {}, f"{type(error).__name__}: {error}"), "compare")
+    return None
+
+
+def _waived(state: State, item: pytest.Item, case: CaseId, finding: Finding) -> tuple[Finding, Waiver | None]:
+    session = item.session.stash.get(SESSION, None)
+    versions = session.versions() if session is not None and session.target == case.target else {}
+    waiver = find_waiver(state.waivers(), case.target, case.case, versions)
+    if waiver is None:
+        return finding, None
+    if waiver.expired(datetime.date.today()):
+        note = f"waiver {waiver.id!r} expired on {waiver.expires}: look at {waiver.url}, then extend or delete it"
+        return _changed(finding, Outcome.FAIL, f"{finding.verdict.message}\n  {note}".strip()), waiver
+    if finding.verdict.outcome is Outcome.PASS:
+        note = (
+            f"passes, though waiver {waiver.id!r} expects {' or '.join(waiver.outcomes)}: delete or narrow the waiver"
+        )
+        return _changed(finding, Outcome.FAIL, f"{case.target}  {case.case} {note}"), waiver
+    if finding.label in waiver.outcomes:
+        return _changed(finding, Outcome.WAIVED, finding.verdict.message), waiver
+    return finding, None
+
+
+def _changed(finding: Finding, outcome: Outcome, message: str) -> Finding:
+    return Finding(msgspec.structs.replace(finding.verdict, outcome=outcome, message=message))
+
+
+def _show(report: pytest.TestReport, item: pytest.Item, finding: Finding, waiver: Waiver | None) -> None:
+    """Make pytest's report say what the finding says."""
+    outcome = finding.verdict.outcome
+    if outcome is Outcome.PASS:
+        report.outcome = "passed"
+    elif outcome is Outcome.WAIVED and waiver is not None:
+        report.outcome = "skipped"
+        report.wasxfail = f"{waiver.id}: {waiver.reason} ({waiver.url})"
+        report.longrepr = finding.verdict.message
+    elif outcome is not Outcome.UNSUPPORTED:
+        report.outcome = "failed"
+        keep_traceback = finding.stage == "compare" and not finding.verdict.limits and report.longrepr is not None
+        if not (keep_traceback and _is_defect(report)):
+            command = f"reproduce: pytest {shlex.quote(_node_id(item))}"
+            report.longrepr = f"{finding.label}\n{finding.verdict.message}\n  {command}"
+
+
+def _is_defect(report: pytest.TestReport) -> bool:
+    return "HarnessError" not in str(report.longrepr) and "Traceback" in str(report.longrepr)
+
+
+def _node_id(item: pytest.Item) -> str:
+    return item.nodeid

@@ -1,0 +1,163 @@
+"""Phi-3's forward pass in NumPy and float64: an oracle for the golden that shares no code with transformers.
+
+Written from the architecture: RMSNorm before attention and before the MLP, fused query/key/value and
+gate/up projections, rotary embedding in the half-split layout (plain, partial or LongRoPE), grouped-query
+attention with a causal, optionally sliding, window, SwiGLU, final RMSNorm and LM head. One layer's
+weights are held at a time, with the activations of all sequences carried along, so memory stays bounded
+by one layer in float64 whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.checkpoint import Checkpoint, read_header
+from harness.errors import CheckpointError
+
+Array = NDArray[np.float64]
+
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+class Weights:
+    """The tensors of a checkpoint by name, read from its safetensors files into float64 one at a time."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._where: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+        for path in checkpoint.weight_files:
+            with path.open("rb") as file:
+                start = 8 + int.from_bytes(file.read(8), "little")
+            for name, entry in read_header(path).items():
+                self._where[name] = (path, start, entry)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._where:
+            raise CheckpointError(f"the checkpoint has no tensor {name}", "download the checkpoint again")
+        path, start, entry = self._where[name]
+        if entry["dtype"] not in _DTYPES:
+            raise CheckpointError(f"{path}: {name} is of dtype {entry['dtype']}", "give a float checkpoint")
+        begin, _ = entry["data_offsets"]
+        raw = np.memmap(
+            path, dtype=_DTYPES[entry["dtype"]], mode="r", offset=start + begin, shape=tuple(entry["shape"])
+        )
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            return (raw.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        return raw.astype(np.float64)
+
+
+def forward(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> list[Array]:
+    """Logits `[n_i, V]` float64 of each token sequence, from the checkpoint's weights widened to float64."""
+    config, weights = checkpoint.config, Weights(checkpoint)
+    embedding = weights["model.embed_tokens.weight"]
+    states = [embedding[np.asarray(tokens, dtype=np.intp)] for tokens in sequences]
+    rotations = [_rotation(config, len(tokens)) for tokens in sequences]
+    for layer in range(int(config["num_hidden_layers"])):
+        states = _layer(config, weights, f"model.layers.{layer}.", states, rotations)
+    tied = "lm_head.weight" not in weights
+    head = embedding if tied else weights["lm_head.weight"]
+    norm = weights["model.norm.weight"]
+    return [_rms_norm(state, norm, config) @ head.T for state in states]
+
+
+def _layer(
+    config: dict[str, Any],
+    weights: Weights,
+    prefix: str,
+    states: list[Array],
+    rotations: list[tuple[Array, Array]],
+) -> list[Array]:
+    before, qkv = weights[f"{prefix}input_layernorm.weight"], weights[f"{prefix}self_attn.qkv_proj.weight"]
+    out = weights[f"{prefix}self_attn.o_proj.weight"]
+    states = [
+        x + _attention(config, _rms_norm(x, before, config) @ qkv.T, rotation) @ out.T
+        for x, rotation in zip(states, rotations, strict=True)
+    ]
+    after, up = weights[f"{prefix}post_attention_layernorm.weight"], weights[f"{prefix}mlp.gate_up_proj.weight"]
+    down = weights[f"{prefix}mlp.down_proj.weight"]
+    return [x + _swiglu(_rms_norm(x, after, config) @ up.T) @ down.T for x in states]
+
+
+def _rms_norm(x: Array, weight: Array, config: dict[str, Any]) -> Array:
+    epsilon = float(config.get("rms_norm_eps", 1e-5))
+    normalised: Array = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + epsilon) * weight
+    return normalised
+
+
+def _swiglu(gate_up: Array) -> Array:
+    gate, up = np.split(gate_up, 2, axis=-1)
+    product: Array = gate / (1.0 + np.exp(-gate)) * up
+    return product
+
+
+def _attention(config: dict[str, Any], qkv: Array, rotation: tuple[Array, Array]) -> Array:
+    n = qkv.shape[0]
+    heads = int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    size = _head_size(config)
+    q, k, v = np.split(qkv, [heads * size, (heads + kv_heads) * size], axis=-1)
+    query = _rotate(q.reshape(n, heads, size), rotation)
+    key = np.repeat(_rotate(k.reshape(n, kv_heads, size), rotation), heads // kv_heads, axis=1)
+    value = np.repeat(v.reshape(n, kv_heads, size), heads // kv_heads, axis=1)
+    scores = np.einsum("qhd,khd->hqk", query, key, optimize=True) / math.sqrt(size)
+    scores = np.where(_visible(n, config.get("sliding_window")), scores, -np.inf)
+    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    scores /= scores.sum(axis=-1, keepdims=True)
+    mixed: Array = np.einsum("hqk,khd->qhd", scores, value, optimize=True).reshape(n, heads * size)
+    return mixed
+
+
+def _visible(n: int, window: int | None) -> NDArray[np.bool_]:
+    """`[n, n]`: whether position i sees position j: not a later one, nor one `window` or more back."""
+    distance = np.arange(n)[:, None] - np.arange(n)[None, :]
+    visible: NDArray[np.bool_] = distance >= 0
+    return visible if not window else visible & (distance < window)
+
+
+def _head_size(config: dict[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
+    """Rotate the first `2 r` components of `[n, heads, size]` by angles whose cosines and sines are `[n, 1, r]`."""
+    cosine, sine = rotation
+    r = cosine.shape[-1]
+    first, second, rest = x[..., :r], x[..., r : 2 * r], x[..., 2 * r :]
+    return np.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=-1)
+
+
+def _rotation(config: dict[str, Any], n: int) -> tuple[Array, Array]:
+    """Cosines and sines, each `[n, 1, r]`, scaled by LongRoPE's attention factor where there is one."""
+    # transformers 5 writes rope_parameters; 4 wrote rope_theta and rope_scaling.
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    size = int(_head_size(config) * float(partial))
+    frequencies = theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    factor = 1.0
+    if kind in ("longrope", "su"):
+        frequencies, factor = _longrope(config, rope, frequencies, n)
+    elif kind != "default":
+        raise CheckpointError(f"rotary embeddings of type {kind!r} are not known to Phi-3", "restore config.json")
+    angles = np.arange(n, dtype=np.float64)[:, None] * frequencies
+    return np.cos(angles)[:, None, :] * factor, np.sin(angles)[:, None, :] * factor
+
+
+def _longrope(config: dict[str, Any], rope: dict[str, Any], frequencies: Array, n: int) -> tuple[Array, float]:
+    """Frequencies for a sequence of n tokens, and the factor on cosines and sines (LongRoPE, arXiv 2402.13753)."""
+    original = int(rope.get("original_max_position_embeddings") or config["original_max_position_embeddings"])
+    stretch = np.asarray(rope["long_factor" if n > original else "short_factor"], dtype=np.float64)
+    ratio = int(config["max_position_embeddings"]) / original
+    factor = rope.get("attention_factor")
+    if factor is None:
+        factor = 1.0 if ratio <= 1.0 else math.sqrt(1.0 + math.log(ratio) / math.log(original))
+    return frequencies / stretch, float(factor)

@@ -1,0 +1,266 @@
+"""The pytest plugin: options, markers, parametrisation by target and prompt, outcomes, summary and record.
+
+Loaded with `-p harness.plugin`. It imports no runtime; those live in worker processes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Generator
+from datetime import date, datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from harness import __version__, fixtures
+from harness.errors import HarnessError
+from harness.fixtures import case_id
+from harness.outcomes import conclude
+from harness.record import CaseRecord, SessionRecord, write_record
+from harness.report.terminal import summarise
+from harness.state import DEFAULT_CHECKPOINT, POLICY, STATE, WAIVERS, Options, State
+from harness.target import DeviceKind, Precision, Target
+
+PROBLEMS = pytest.StashKey[list[str]]()
+WRITTEN = pytest.StashKey[str]()
+_TARGET_IN_ID = re.compile(r"\[([\w.-]+:[\w.-]+:[a-z0-9]+)")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the group phi3-conformance."""
+    group = parser.getgroup("phi3-conformance", "Phi-3 conformance")
+    add = group.addoption
+    add("--targets", action="append", default=[], metavar="GLOB", help="judge these targets only: openvino:*:int4")
+    add("--require", action="append", default=[], metavar="WHAT", help="fail unless something ran on WHAT: npu, a glob")
+    add("--checkpoint", default=str(DEFAULT_CHECKPOINT), metavar="DIR|NAME", help="a Phi-3 folder or hub name")
+    add("--golden", type=Path, default=None, metavar="DIR", help="the folder that holds the checkpoint's goldens")
+    add("--prompts", action="append", type=Path, default=[], metavar="FILE", help="a prompt suite of your own (.jsonl)")
+    add("--artifact", action="append", default=[], metavar="TARGET=DIR", help="judge a ready-made artifact")
+    add("--recipe", action="append", default=[], metavar="TARGET=NAME", help="export by this recipe")
+    add("--interpreter", action="append", default=[], metavar="BACKEND=PATH", help="the Python of a backend's workers")
+    add("--stage-timeout", action="append", default=[], metavar="STAGE=S", help="seconds: discover, prepare, load, run")
+    add("--policy", type=Path, default=POLICY, metavar="FILE", help="the limits (conformance/policy.toml)")
+    add("--waivers", type=Path, default=WAIVERS, metavar="FILE", help="known defects (conformance/waivers.toml)")
+    add("--record", type=Path, default=None, metavar="FILE", help="where the run record goes (records/)")
+    add("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register markers and read the options."""
+    try:
+        state = State(_options(config), _announcer(config))
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+    config.stash[STATE] = state
+    config.pluginmanager.register(fixtures, "phi3-conformance-fixtures")
+    names = {
+        **{kind.value: f"cases on a device of kind {kind.value}" for kind in DeviceKind},
+        **{name: f"cases of the backend {name}" for name in state.backends},
+        **{precision.value: f"cases at {precision.value}" for precision in Precision},
+    }
+    for name, meaning in names.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def _options(config: pytest.Config) -> Options:
+    get = config.getoption
+    now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    return Options(
+        checkpoint=get("checkpoint"),
+        golden=get("golden"),
+        prompts=tuple(get("prompts")),
+        targets=tuple(get("targets")),
+        require=tuple(get("require")),
+        artifacts=tuple(get("artifact")),
+        recipes=tuple(get("recipe")),
+        interpreters=tuple(get("interpreter")),
+        stage_timeouts=tuple(get("stage_timeout")),
+        policy=get("policy"),
+        waivers=get("waivers"),
+        record=get("record") or config.rootpath / "records" / f"run-{now}.json",
+        trust_remote_code=get("trust_remote_code"),
+    )
+
+
+def _announcer(config: pytest.Config) -> Any:
+    def announce(text: str) -> None:
+        terminal = config.pluginmanager.get_plugin("terminalreporter")
+        capture = config.pluginmanager.get_plugin("capturemanager")
+        if terminal is None or capture is None:  # an xdist worker has no terminal
+            return
+        with capture.global_and_fixture_disabled():
+            terminal.ensure_newline()
+            terminal.write_line(text)
+
+    return announce
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Name the checkpoint in the header."""
+    checkpoint = str(config.getoption("checkpoint")).removeprefix(f"{config.rootpath}/")
+    return f"phi3-conformance: {__version__}, checkpoint {checkpoint}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise by target, with its markers, and by prompt or suite."""
+    if "target" not in metafunc.fixturenames:
+        return
+    state = metafunc.config.stash[STATE]
+    try:
+        targets, suites = state.targets(), state.suites()
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+    metafunc.parametrize("target", [_param(state, t) for t in targets], indirect=True, scope="session")
+    if "prompt" in metafunc.fixturenames:
+        found = [pytest.param((s.name, p.id), id=p.id) for s in suites for p in s.prompts]
+        metafunc.parametrize("prompt", found, indirect=True)
+    elif "suite" in metafunc.fixturenames:
+        metafunc.parametrize("suite", [pytest.param(s.name, id=s.name) for s in suites], indirect=True)
+
+
+def _param(state: State, target: Target) -> Any:
+    marks = [getattr(pytest.mark, n) for n in (state.kind(target).value, target.backend, target.precision.value)]
+    return pytest.param(target, id=str(target), marks=marks)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Note which waivers have cases at all, before -m and -k deselect."""
+    state = config.stash[STATE]
+    found = [case for case in map(case_id, items) if case is not None]
+    if not found:
+        return
+    try:
+        waivers = state.waivers()
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+    state.matched_waivers |= {w.id for w in waivers if any(w.covers(c.target, c.case) for c in found)}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn what happened into an outcome, and put it into the report."""
+    report = yield
+    case = case_id(item)
+    if case is not None:
+        conclude(item.config.stash[STATE], item, case, call, report)
+    return report
+
+
+class Collector:
+    """Gathers cases and sessions from the reports of this process and of xdist's workers."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the case of a report."""
+        plain = getattr(report, "conformance", None)
+        if plain is None:
+            return
+        self.state.cases.append(msgspec.convert(plain["case"], CaseRecord))
+        if plain["session"] is not None:
+            found = msgspec.convert(plain["session"], SessionRecord)
+            self.state.sessions[found.target] = found
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take over what an xdist worker found out while collecting."""
+        self.state.matched_waivers |= set(getattr(node, "workeroutput", {}).get("matched_waivers", ()))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Begin to gather reports."""
+    session.config.pluginmanager.register(Collector(session.config.stash[STATE]), "phi3-conformance-collector")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Stop workers; in the main process, judge the run as a whole and write the record."""
+    config = session.config
+    state = config.stash[STATE]
+    state.close()
+    output = getattr(config, "workeroutput", None)
+    if output is not None:
+        output["matched_waivers"] = sorted(state.matched_waivers)
+        return
+    if config.getoption("collectonly"):
+        return
+    complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    problems = [f"--require {wanted}: nothing ran on it" for wanted in state.unmet()]
+    if complete and state.cases and _whole_run(config):
+        problems += stale_waivers(state)
+    if problems and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if state.cases:
+        problems += _write(config, state, complete=complete, exit_status=int(session.exitstatus))
+    if problems and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    config.stash[PROBLEMS] = problems
+
+
+def _write(config: pytest.Config, state: State, *, complete: bool, exit_status: int) -> list[str]:
+    """Write the record; what prevents it is returned, and fails the run."""
+    path = state.options.record
+    command = ["pytest", *map(str, config.invocation_params.args)]
+    try:
+        write_record(path, state.record(complete=complete, exit_status=exit_status, command=command))
+    except HarnessError as error:
+        return [str(error)]
+    config.stash[WRITTEN] = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return []
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give all cases of a target to one xdist worker, so that each session is loaded once."""
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class TargetScheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            found = _TARGET_IN_ID.search(nodeid)
+            return found.group(1) if found else str(super()._split_scope(nodeid))
+
+    return TargetScheduling(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the table of targets, then what the run as a whole lacks, then where the record is."""
+    state = config.stash[STATE]
+    problems = config.stash.get(PROBLEMS, [])
+    if not state.cases and not problems:
+        return
+    terminalreporter.section("phi3-conformance")
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    record = state.record(complete=True, exit_status=0, command=[])
+    terminalreporter.write_line(summarise(record, terminalreporter._tw.fullwidth, encoding))
+    for problem in problems:
+        terminalreporter.write_line(f"FAILED as a whole: {problem}", red=True)
+    if WRITTEN in config.stash:
+        terminalreporter.write_line(f"record: {config.stash[WRITTEN]}")
+
+
+def _whole_run(config: pytest.Config) -> bool:
+    """Whether every case of the project's own suites was collected, so that an unused waiver is stale."""
+    state = config.stash[STATE]
+    defaults = {str(config.rootpath), *config.getini("testpaths")}
+    return not state.options.prompts and not state.options.targets and set(config.args) <= defaults
+
+
+def stale_waivers(state: State) -> list[str]:
+    """What is wrong with the waivers of a whole run: expired ones, and ones that match no case."""
+    today = date.today()
+    problems = []
+    for waiver in state.waivers():
+        if waiver.id not in state.matched_waivers:
+            problems.append(f"waiver {waiver.id!r} matches no case: delete it or mend its globs")
+        elif waiver.expired(today):
+            problems.append(f"waiver {waiver.id!r} expired on {waiver.expires}: look again, then extend or delete it")
+    return problems

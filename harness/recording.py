@@ -1,0 +1,269 @@
+"""Recording a golden: FP32 PyTorch in a worker, checked against the float64 oracle, written atomically."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from harness import metrics, phi3_float64
+from harness.backend import SessionInfo
+from harness.backends.pytorch import REFERENCE_OPTIONS
+from harness.checkpoint import Checkpoint, sha256_file
+from harness.devices import this_machine
+from harness.errors import GoldenError, PromptError, ResourceError, Stage
+from harness.golden import HIDDEN, LOGITS, MANIFEST, SCHEMA, Case, File, Manifest, Noise
+from harness.prompts import Prompt, PromptSuite
+from harness.worker import Worker
+
+REFERENCE_TARGET = "pytorch:cpu:fp32"
+# The largest difference between FP32 PyTorch and the float64 oracle that is rounding: in logits, or in
+# units of the logits' centred RMS where that is above 1 (large models have logits in the tens).
+ORACLE_TOLERANCE = 1e-4
+# Models up to this size are checked on every case, larger ones on the two shortest: the float64 pass
+# over everything would take longer than the recording.
+_CHECK_ALL_PARAMETERS = 20_000_000
+_CHECK_LARGE_CASES = 2
+_HIDDEN_CASES = 3
+_HIDDEN_MAX_TOKENS = 96
+_FULL_DISK = (28, 122)  # ENOSPC, EDQUOT
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done, and of how many."""
+
+
+def check_memory(checkpoint: Checkpoint, longest: int, available: int | None = None) -> None:
+    """Raise ResourceError when an FP32 golden of the checkpoint does not fit into the memory that is free.
+
+    Needed are the weights in FP32, and, for the longest case, three copies of its logits and its attention
+    scores; `available` is in bytes, the machine's free memory by default.
+    """
+    config = checkpoint.config
+    scores = longest * longest * int(config["num_attention_heads"]) * 4 * 3
+    needed = checkpoint.parameters() * 4 + longest * checkpoint.vocabulary * 4 * 3 + scores + (1 << 30)
+    free = int(psutil.virtual_memory().available) if available is None else available
+    if needed > free:
+        raise ResourceError(
+            f"an FP32 golden of {checkpoint.name} needs about {needed / 2**30:.1f} GiB of memory; "
+            f"{free / 2**30:.1f} GiB are free",
+            "close other programs, or record on a larger machine and copy the golden's folder (--golden DIR)",
+        )
+
+
+def start_reference(checkpoint: Checkpoint, worker: Worker, *, trust_remote_code: bool = False) -> SessionInfo:
+    """Start a worker and load the checkpoint in it as the golden reference."""
+    if not worker.running:
+        worker.start()
+    opened = worker.call(Stage.LOAD, "open", backend="pytorch")
+    if opened["missing"]:
+        raise GoldenError(
+            f"the golden reference needs {', '.join(opened['missing'])} in {opened['executable']}",
+            "python -m pip install -e .[pytorch]",
+        )
+    info = worker.call(
+        Stage.LOAD,
+        "load",
+        artifact=str(checkpoint.path),
+        target=REFERENCE_TARGET,
+        options=REFERENCE_OPTIONS,
+        trust_remote_code=trust_remote_code,
+    )
+    return msgspec.convert(info, SessionInfo)
+
+
+def record_golden(
+    checkpoint: Checkpoint,
+    suite: PromptSuite,
+    out: Path,
+    worker: Worker,
+    *,
+    progress: Progress,
+    trust_remote_code: bool = False,
+) -> Manifest:
+    """Record the golden of a suite into the folder `out`, which is replaced as a whole when all is done.
+
+    Whatever stops it before that (an error, Ctrl-C) leaves `out` as it was.
+    """
+    longest = max(_longest(prompt, checkpoint) for prompt in suite.prompts)
+    check_memory(checkpoint, longest)
+    progress("loading the checkpoint", 0, len(suite.prompts))
+    info = start_reference(checkpoint, worker, trust_remote_code=trust_remote_code)
+    cases: list[Case] = []
+    logits: dict[str, NDArray[np.float32]] = {}
+    for index, prompt in enumerate(suite.prompts):
+        progress(prompt.id, index, len(suite.prompts))
+        case, rows = _record_case(checkpoint, prompt, worker)
+        cases.append(case)
+        logits[prompt.id] = rows
+    hidden = {case.id: _invoke(worker, "hidden_states", tokens=case.sequence) for case in _for_hidden(cases)}
+    progress("checking against float64", len(cases), len(cases))
+    noise = measure_noise(checkpoint, cases, logits)
+    _check_choices(checkpoint, cases, logits, noise)
+    manifest = _manifest(checkpoint, suite, cases, noise, info)
+    return write_golden(out, manifest, logits, hidden)
+
+
+def _longest(prompt: Prompt, checkpoint: Checkpoint) -> int:
+    if prompt.length is not None:
+        return prompt.length.tokens(checkpoint.window) + prompt.new_tokens
+    text = prompt.text or "".join(message.content for message in prompt.messages or ())
+    return len(text.encode()) + prompt.new_tokens  # a byte-level tokenizer gives no more tokens than bytes
+
+
+def _invoke(worker: Worker, method: str, **arguments: Any) -> Any:
+    return worker.call(Stage.RUN, "invoke", method=method, arguments=arguments)
+
+
+def _record_case(checkpoint: Checkpoint, prompt: Prompt, worker: Worker) -> tuple[Case, NDArray[np.float32]]:
+    tokens = render(checkpoint, prompt, worker)
+    ends = list(checkpoint.end_tokens)
+    continuation = worker.call(Stage.RUN, "generate", prompt=tokens, max_new_tokens=prompt.new_tokens, end_tokens=ends)
+    rows = _invoke(worker, "whole_logits", tokens=[*tokens, *continuation])
+    at_choices = rows[len(tokens) - 1 : len(tokens) - 1 + len(continuation)]
+    case = Case(
+        id=prompt.id,
+        tokens=tuple(tokens),
+        continuation=tuple(continuation),
+        new_tokens=prompt.new_tokens,
+        ended=continuation[-1] in ends,
+        margins=tuple(float(margin) for margin in metrics.margins(at_choices)),
+    )
+    return case, rows
+
+
+def render(checkpoint: Checkpoint, prompt: Prompt, worker: Worker) -> list[int]:
+    """Token ids of a prompt under the checkpoint's tokenizer and chat template, brought to its length.
+
+    Raises PromptError when it renders to nothing, or leaves no room for new tokens.
+    """
+    messages = None if prompt.messages is None else [msgspec.to_builtins(message) for message in prompt.messages]
+    tokens: list[int] = _invoke(worker, "render", messages=messages, text=prompt.text)
+    if not tokens:
+        raise PromptError(f"{prompt.id!r} renders to no tokens", "give the prompt some text")
+    room = checkpoint.max_tokens - prompt.new_tokens
+    if prompt.length is not None:
+        # Twice the window of Phi-3-mini-4k and the new tokens pass its context by a few tokens.
+        wanted = min(prompt.length.tokens(checkpoint.window), room)
+        tokens = (tokens * (wanted // len(tokens) + 1))[:wanted]
+    if len(tokens) > room:
+        raise PromptError(
+            f"{prompt.id!r} has {len(tokens)} tokens; with {prompt.new_tokens} new ones the context of "
+            f"{checkpoint.max_tokens} is passed",
+            "shorten the prompt or lower its new_tokens",
+        )
+    return tokens
+
+
+def _for_hidden(cases: Sequence[Case]) -> list[Case]:
+    return [case for case in cases if len(case.sequence) <= _HIDDEN_MAX_TOKENS][:_HIDDEN_CASES]
+
+
+def measure_noise(checkpoint: Checkpoint, cases: Sequence[Case], logits: dict[str, NDArray[np.float32]]) -> Noise:
+    """Compare recorded logits with the float64 oracle.
+
+    Raises GoldenError when they differ by more than rounding: then one of the two is wrong, and no golden
+    must come of it.
+    """
+    checked = sorted(cases, key=lambda case: len(case.sequence))
+    if checkpoint.parameters() > _CHECK_ALL_PARAMETERS:
+        checked = checked[:_CHECK_LARGE_CASES]
+    oracle = phi3_float64.forward(checkpoint, [case.sequence for case in checked])
+    worst, scale, rms = 0.0, 1.0, []
+    for case, exact in zip(checked, oracle, strict=True):
+        worst = max(worst, float(np.abs(logits[case.id] - exact).max()))
+        scale = max(scale, float(metrics.centred_scale(exact).max()))
+        rms.append(metrics.centred_rms_error(exact, logits[case.id]))
+    if not worst <= ORACLE_TOLERANCE * scale:
+        raise GoldenError(
+            f"FP32 PyTorch and the float64 oracle differ by {worst:.2e} logits; "
+            f"rounding explains {ORACLE_TOLERANCE * scale:.0e}",
+            "look for a broken torch build or a configuration that one of the two misreads; nothing was written",
+        )
+    joined = np.concatenate(rms)
+    return Noise(tuple(case.id for case in checked), float(joined.mean()), float(joined.max()), worst)
+
+
+def _check_choices(
+    checkpoint: Checkpoint, cases: Sequence[Case], logits: dict[str, NDArray[np.float32]], noise: Noise
+) -> None:
+    """Greedy decoding went through the KV cache, the logits did not: both must choose the same tokens."""
+    allowed = 100 * max(noise.max_abs, 1e-6)
+    for case in cases:
+        n, m = len(case.tokens), len(case.continuation)
+        regret = metrics.regret(logits[case.id][n - 1 : n - 1 + m], np.asarray(case.continuation))
+        if regret.max() > allowed:
+            raise GoldenError(
+                f"{checkpoint.name}, {case.id!r}: decoding with a cache chose token {int(regret.argmax())} of the "
+                f"continuation {regret.max():.2e} logits below the best of the pass without one; "
+                f"rounding explains {allowed:.0e}",
+                "look for a defect in this version of transformers; nothing was written",
+            )
+
+
+def _manifest(
+    checkpoint: Checkpoint, suite: PromptSuite, cases: Sequence[Case], noise: Noise, info: SessionInfo
+) -> Manifest:
+    return Manifest(
+        schema=SCHEMA,
+        checkpoint=checkpoint.name,
+        fingerprint=checkpoint.fingerprint(),
+        suite=suite.name,
+        suite_sha256=suite.sha256,
+        vocabulary=info.vocabulary,
+        window=checkpoint.window,
+        end_tokens=checkpoint.end_tokens,
+        cases=tuple(cases),
+        noise=noise,
+        files={},
+        versions={**info.versions, "numpy": np.__version__},
+        load_options=info.load_options,
+        machine=this_machine(),
+        recorded=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def write_golden(
+    out: Path, manifest: Manifest, logits: dict[str, NDArray[np.float32]], hidden: dict[str, NDArray[np.float32]]
+) -> Manifest:
+    """Write all files beside `out`, then swap the folders. Raises ResourceError on a full disk."""
+    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        files = {}
+        for name, tensors in ((LOGITS, logits), (HIDDEN, hidden)):
+            if tensors:
+                save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, partial / name)
+                files[name] = File(sha256_file(partial / name), (partial / name).stat().st_size)
+        manifest = msgspec.structs.replace(manifest, files=files)
+        (partial / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+        _swap(partial, out)
+    except OSError as error:
+        if error.errno in _FULL_DISK or "No space left" in str(error):
+            raise ResourceError(f"the disk of {out} is full", "free space, or give --golden another disk") from None
+        raise GoldenError(f"{out} cannot be written: {error}", "give --golden a folder you may write to") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _swap(partial: Path, out: Path) -> None:
+    """Put `partial` in the place of `out`. The old one is moved away first: Windows does not rename over."""
+    old = out.with_name(f"{out.name}.old-{os.getpid()}")
+    if out.exists():
+        out.rename(old)
+    try:
+        partial.rename(out)
+    except BaseException:
+        if old.exists():
+            old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

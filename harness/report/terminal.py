@@ -1,0 +1,108 @@
+"""The summary at the end of a run: a table a target, skips grouped by reason, what to look at next."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.record import CaseRecord, RunRecord, SessionRecord
+
+_ORDER = ("PASS", "FAIL", "ERROR", "UNATTESTED", "NOT_RUN", "WAIVED")
+_MIN_WIDTH = 100
+
+
+def summarise(record: RunRecord, width: int, encoding: str) -> str:
+    """The summary as text that `encoding` can hold."""
+    judged: dict[str, list[CaseRecord]] = defaultdict(list)
+    skipped: dict[str, list[CaseRecord]] = defaultdict(list)
+    for case in record.cases:
+        (skipped if case.outcome == "UNSUPPORTED" else judged)[case.target].append(case)
+    parts = []
+    if judged:
+        parts.append(_render(_table(judged, {s.target: s for s in record.sessions}), width, encoding))
+        parts.append(_footnotes(record.sessions))
+    unsupported = {t: cases for t, cases in skipped.items() if t not in judged}
+    if unsupported:
+        parts.append(_skips(unsupported))
+    text = "\n".join(part for part in parts if part)
+    return text.encode(encoding, errors="replace").decode(encoding)
+
+
+def _table(judged: dict[str, list[CaseRecord]], sessions: dict[str, SessionRecord]) -> Table:
+    # No box characters: a console of code page 1252 has none, and a log file is easier to search without.
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("target", no_wrap=True)
+    table.add_column("outcomes")
+    for name in ("mean KL", "worst KL", "top-1", "greedy", "computes in"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("evidence", no_wrap=True)
+    for target, cases in judged.items():
+        session = sessions.get(target)
+        table.add_row(
+            target,
+            _outcomes(cases),
+            *_figures(cases),
+            _computes_in(session),
+            session.evidence.level.value if session and session.evidence else "-",
+        )
+    return table
+
+
+def _outcomes(cases: Sequence[CaseRecord]) -> str:
+    counts = Counter(case.outcome for case in cases)
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in _ORDER if counts[outcome])
+
+
+def _figures(cases: Sequence[CaseRecord]) -> list[str]:
+    rows = [c.numbers for c in cases if c.test == "test_logits" and "kl_mean" in c.numbers]
+    positions = sum(r["positions"] for r in rows)
+    if positions:
+        mean = f"{sum(r['kl_mean'] * r['positions'] for r in rows) / positions:.1e}"
+        worst = f"{max(r['kl_worst'] for r in rows):.1e}"
+        top1 = f"{100 * sum(r['top1'] * r['positions'] for r in rows) / positions:.2f} %"
+    else:
+        mean = worst = top1 = "-"
+    matches = [c.numbers["match"] for c in cases if c.test == "test_greedy_match" and "match" in c.numbers]
+    greedy = f"{int(sum(matches))}/{len(matches)}" if matches else "-"
+    return [mean, worst, top1, greedy]
+
+
+def _computes_in(session: SessionRecord | None) -> str:
+    if session is None:
+        return "-"
+    return session.info.arithmetic.value if session.info.arithmetic else "not stated"
+
+
+def _render(table: Table, width: int, encoding: str) -> str:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+    console = Console(file=stream, width=max(width, _MIN_WIDTH), force_terminal=False, color_system=None)
+    console.print(table)
+    stream.seek(0)
+    return "\n".join(line.rstrip() for line in stream.read().splitlines())
+
+
+def _footnotes(sessions: Sequence[SessionRecord]) -> str:
+    lines = [
+        "KL in nat, golden against target, over all positions that compared; greedy: prompts answered as the golden."
+    ]
+    if any(s.compute_class.value.startswith("int") for s in sessions):
+        lines.append("INT8 and INT4: the total error, of quantisation and implementation together.")
+    coarser = [s.target for s in sessions if s.compute_class.value not in s.target]
+    if coarser:
+        lines.append(f"Judged by the arithmetic that the runtime reports, not by the weights: {', '.join(coarser)}.")
+    return "\n".join(lines)
+
+
+def _skips(unsupported: dict[str, list[CaseRecord]]) -> str:
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for target, cases in unsupported.items():
+        reasons[cases[0].message].append(target)
+    lines = ["not run here:"]
+    for reason, targets in reasons.items():
+        lines.append(f"  {', '.join(targets)}")
+        lines.extend(f"      {part}" for part in reason.split("; ", 1))
+    return "\n".join(lines)

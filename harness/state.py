@@ -1,0 +1,271 @@
+"""What the plugin knows of a run: the options as read, the targets they select, and the cases as they finish."""
+
+from __future__ import annotations
+
+import datetime
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from harness import __version__
+from harness.backend import Backend, load_backends
+from harness.checkpoint import Checkpoint, Fingerprint, find_checkpoint, sha256_text
+from harness.compare import Policy, read_policy
+from harness.devices import parse_interpreters, this_machine
+from harness.errors import Stage, UsageError
+from harness.golden import TREE, golden_roots
+from harness.prompts import PromptSuite, read_suite
+from harness.record import (
+    SCHEMA,
+    ArtifactRecord,
+    CaseRecord,
+    CheckpointRecord,
+    RunRecord,
+    SessionRecord,
+    without_folders,
+)
+from harness.sessions import Run, Settings, TargetSession
+from harness.target import DeviceKind, Target
+from harness.waivers import Waiver, read_waivers
+
+DEFAULT_CHECKPOINT = TREE / "golden" / "phi-3-tiny" / "checkpoint"
+PROMPTS = TREE / "conformance" / "prompts"
+POLICY = TREE / "conformance" / "policy.toml"
+WAIVERS = TREE / "conformance" / "waivers.toml"
+
+
+STATE: pytest.StashKey[State] = pytest.StashKey()
+
+
+class Options(msgspec.Struct, frozen=True):
+    """The plugin's options, as given."""
+
+    checkpoint: str
+    golden: Path | None
+    prompts: tuple[Path, ...]
+    targets: tuple[str, ...]
+    require: tuple[str, ...]
+    artifacts: tuple[str, ...]
+    recipes: tuple[str, ...]
+    interpreters: tuple[str, ...]
+    stage_timeouts: tuple[str, ...]
+    policy: Path
+    waivers: Path
+    record: Path
+    trust_remote_code: bool
+
+
+class State:
+    """One process's view of a run. Nothing is read from disk before it is needed."""
+
+    def __init__(self, options: Options, announce: Callable[[str], None]) -> None:
+        self.options = options
+        self.backends: Mapping[str, Backend] = load_backends()
+        self.started = _now()
+        self.cases: list[CaseRecord] = []
+        self.sessions: dict[str, SessionRecord] = {}
+        self.matched_waivers: set[str] = set()
+        self._announce = announce
+        self._run: Run | None = None
+        self._suites: tuple[PromptSuite, ...] | None = None
+        self._policy: Policy | None = None
+        self._waivers: tuple[Waiver, ...] | None = None
+        self._checkpoint: tuple[Checkpoint, Fingerprint] | None = None
+        self._targets: list[Target] | None = None
+
+    def targets(self) -> list[Target]:
+        """The targets that --targets selects of all declared; a target written out may name an indexed device.
+
+        Raises UsageError when a pattern selects nothing.
+        """
+        if self._targets is None:
+            declared = [target for backend in self.backends.values() for target in backend.targets()]
+            self._targets = select_targets(declared, self.options.targets, self.backends)
+        return self._targets
+
+    def kind(self, target: Target) -> DeviceKind:
+        """The kind of device a target names."""
+        return self.backends[target.backend].devices[target.base_device]
+
+    def suites(self) -> tuple[PromptSuite, ...]:
+        """The suites of --prompts, or those that come with the project."""
+        if self._suites is None:
+            paths = self.options.prompts or tuple(sorted(PROMPTS.glob("*.jsonl")))
+            self._suites = tuple(read_suite(path) for path in paths)
+            _check_distinct(self._suites)
+        return self._suites
+
+    def policy(self) -> Policy:
+        """The policy of the run."""
+        if self._policy is None:
+            self._policy = read_policy(self.options.policy)
+        return self._policy
+
+    def waivers(self) -> tuple[Waiver, ...]:
+        """The waivers of the run."""
+        if self._waivers is None:
+            self._waivers = read_waivers(self.options.waivers)
+        return self._waivers
+
+    def checkpoint(self) -> tuple[Checkpoint, Fingerprint]:
+        """The checkpoint and its hashes."""
+        if self._checkpoint is None:
+            checkpoint = find_checkpoint(self.options.checkpoint)
+            self._checkpoint = (checkpoint, checkpoint.fingerprint())
+        return self._checkpoint
+
+    def run(self) -> Run:
+        """The workers and goldens of this process; goldens are verified before the first is used."""
+        if self._run is None:
+            run = Run(self._settings(), self.backends, self._announce)
+            try:
+                for suite in self.suites():
+                    run.golden(suite)
+            except BaseException:
+                run.close()
+                raise
+            self._run = run
+        return self._run
+
+    def keep_session(self, session: TargetSession) -> SessionRecord | None:
+        """Enter a loaded session into the record, once its evidence is known."""
+        if session.info is None or session.artifact is None:
+            return None
+        artifact = session.artifact
+        made = ArtifactRecord(
+            artifact.origin, artifact.recipe, artifact.sha256, artifact.bytes, artifact.versions, artifact.command
+        )
+        return SessionRecord(
+            str(session.target), session.kind, session.compute_class, session.info, made, session.known_evidence
+        )
+
+    def close(self) -> None:
+        """Stop workers and delete scratch files."""
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+
+    def unmet(self) -> list[str]:
+        """The --require demands that no judged case meets."""
+        judged = {Target.parse(case.target) for case in self.cases if case.outcome not in ("UNSUPPORTED", "NOT_RUN")}
+        return [wanted for wanted in self.options.require if not any(self._meets(t, wanted) for t in judged)]
+
+    def _meets(self, target: Target, wanted: str) -> bool:
+        names = (self.kind(target).value, target.backend, target.precision.value)
+        return wanted in names or fnmatch.fnmatchcase(str(target), wanted)
+
+    def record(self, *, complete: bool, exit_status: int, command: Sequence[str]) -> RunRecord:
+        """The run record of all cases so far."""
+        checkpoint = None
+        if self._checkpoint is not None or self.cases:
+            found, fingerprint = self.checkpoint()
+            checkpoint = CheckpointRecord(found.name, fingerprint)
+        return RunRecord(
+            schema=SCHEMA,
+            harness=__version__,
+            started=self.started,
+            finished=_now(),
+            complete=complete,
+            exit_status=exit_status,
+            command=without_folders(command, TREE),
+            machine=this_machine(),
+            checkpoint=checkpoint,
+            suites={suite.name: suite.sha256 for suite in self.suites()} if self.cases else {},
+            policy_sha256=_hash(self.options.policy),
+            waivers_sha256=_hash(self.options.waivers),
+            sessions=list(self.sessions.values()),
+            cases=self.cases,
+        )
+
+    def _settings(self) -> Settings:
+        checkpoint, fingerprint = self.checkpoint()
+        roots = golden_roots(checkpoint, fingerprint)
+        return Settings(
+            checkpoint=checkpoint,
+            fingerprint=fingerprint,
+            suites=self.suites(),
+            golden_roots=(self.options.golden,) if self.options.golden else roots,
+            policy=self.policy(),
+            artifacts=tuple((p, Path(d).absolute()) for p, d in _pairs("--artifact", self.options.artifacts)),
+            recipes=tuple(_pairs("--recipe", self.options.recipes)),
+            interpreters=parse_interpreters(list(self.options.interpreters)),
+            timeouts=parse_timeouts(self.options.stage_timeouts),
+            trust_remote_code=self.options.trust_remote_code,
+        )
+
+
+def select_targets(
+    declared: Sequence[Target], patterns: Sequence[str], backends: Mapping[str, Backend]
+) -> list[Target]:
+    """The declared targets that match a pattern, and indexed devices that are written out in full.
+
+    Raises UsageError when a pattern selects nothing.
+    """
+    if not patterns:
+        return list(declared)
+    chosen: list[Target] = []
+    for pattern in patterns:
+        found = [target for target in declared if fnmatch.fnmatchcase(str(target), pattern)]
+        if not found and not any(character in pattern for character in "*?["):
+            target = Target.parse(pattern)
+            base = Target(target.backend, target.base_device, target.precision)
+            found = [target] if base in declared and target.backend in backends else []
+        if not found:
+            raise UsageError(
+                f"--targets {pattern!r} selects no target", "one of: " + ", ".join(str(target) for target in declared)
+            )
+        chosen.extend(target for target in found if target not in chosen)
+    return [*(t for t in declared if t in chosen), *(t for t in chosen if t not in declared)]
+
+
+def parse_timeouts(texts: Sequence[str]) -> dict[Stage, float]:
+    """Read `STAGE=SECONDS` options. Raises UsageError where the form is another."""
+    timeouts = {}
+    for text in texts:
+        stage, _, seconds = text.partition("=")
+        try:
+            timeouts[Stage(stage)] = float(seconds)
+        except ValueError:
+            stages = ", ".join(s.value for s in Stage if s is not Stage.COMPARE)
+            raise UsageError(f"--stage-timeout {text!r} is not STAGE=SECONDS", f"stages: {stages}") from None
+    return timeouts
+
+
+def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        target, equals, value = text.partition("=")
+        if not equals or not target or not value:
+            raise UsageError(f"{option} {text!r} is not TARGET=VALUE", f"write {option} openvino:cpu:int4=VALUE")
+        pairs.append((target, value))
+    return pairs
+
+
+def _check_distinct(suites: Sequence[PromptSuite]) -> None:
+    seen: dict[str, str] = {}
+    for suite in suites:
+        for prompt in suite.prompts:
+            if prompt.id in seen:
+                raise UsageError(
+                    f"the prompt id {prompt.id!r} is in {seen[prompt.id]} and in {suite.name}",
+                    "test ids are made of prompt ids: rename one",
+                )
+            seen[prompt.id] = suite.name
+
+
+def _hash(path: Path) -> str:
+    return sha256_text(path) if path.is_file() else ""
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def as_plain(value: msgspec.Struct) -> dict[str, Any]:
+    """A Struct as builtins that xdist can send."""
+    plain: dict[str, Any] = msgspec.to_builtins(value)
+    return plain

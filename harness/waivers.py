@@ -1,0 +1,99 @@
+"""Known defects of runtimes: cases that are run, expected to fail in a stated way, and reported apart."""
+
+from __future__ import annotations
+
+import datetime
+import fnmatch
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+from harness.errors import PolicyError
+from harness.target import Target, matches
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One known defect.
+
+    `targets` is a glob over targets, `cases` are globs over `test_name[suite-or-prompt]`. `outcomes` are the
+    only outcomes that are waived, such as `FAIL` or `ERROR(run)`: another failure of the same case is not
+    the known one. `versions` maps distributions to the version ranges that have the defect. `expires` is
+    the first day on which the waiver no longer counts.
+    """
+
+    id: str
+    targets: str
+    cases: tuple[str, ...]
+    outcomes: tuple[str, ...]
+    versions: dict[str, str]
+    reason: str
+    url: str
+    owner: str
+    expires: datetime.date
+
+    def applies(self, target: Target, case: str, versions: Mapping[str, str]) -> bool:
+        """Whether target, case and the installed versions are those of the defect."""
+        return self.covers(target, case) and all(
+            name in versions and SpecifierSet(wanted).contains(versions[name], prereleases=True)
+            for name, wanted in self.versions.items()
+        )
+
+    def covers(self, target: Target, case: str) -> bool:
+        """Whether the globs match, whatever is installed."""
+        return matches(target, self.targets) and any(fnmatch.fnmatchcase(case, glob) for glob in self.cases)
+
+    def expired(self, today: datetime.date) -> bool:
+        """Whether the waiver no longer counts."""
+        return today >= self.expires
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    schema: int
+    waiver: tuple[Waiver, ...] = ()
+
+
+def read_waivers(path: Path) -> tuple[Waiver, ...]:
+    """Read waivers.toml. Raises PolicyError naming what breaks the schema."""
+    remedy = "mend the file, or name another with --waivers FILE"
+    try:
+        found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File)
+    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise PolicyError(f"{path}: {error}", remedy) from None
+    if found.schema != 1:
+        raise PolicyError(f"{path} has schema {found.schema}; this version reads 1", remedy)
+    for waiver in found.waiver:
+        problem = _problem(waiver)
+        if problem:
+            raise PolicyError(f"{path}: waiver {waiver.id!r} {problem}", remedy)
+    if len({waiver.id for waiver in found.waiver}) < len(found.waiver):
+        raise PolicyError(f"{path}: two waivers have the same id", remedy)
+    return found.waiver
+
+
+def _problem(waiver: Waiver) -> str | None:
+    for name in ("id", "targets", "reason", "owner"):
+        if not getattr(waiver, name).strip():
+            return f"has an empty {name}"
+    if not waiver.url.startswith("https://"):
+        return f"has the url {waiver.url!r}, which does not begin with https://"
+    if not waiver.outcomes or not waiver.cases:
+        return "waives no outcome or no case"
+    for name, wanted in waiver.versions.items():
+        try:
+            SpecifierSet(wanted)
+        except InvalidSpecifier:
+            return f"has {wanted!r} as the versions of {name}, which is no version range"
+    return None
+
+
+def find_waiver(waivers: tuple[Waiver, ...], target: Target, case: str, versions: Mapping[str, str]) -> Waiver | None:
+    """The first waiver that applies, expired or not: an expired one fails its case by name."""
+    return next((waiver for waiver in waivers if waiver.applies(target, case, versions)), None)

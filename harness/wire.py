@@ -1,0 +1,64 @@
+"""How values cross between controller and worker: builtins as they are, arrays by file or by channel.
+
+A large array is written to the scratch folder, memory-mapped by the receiver and unlinked, so that it
+is never copied through a pipe. Small ones, and all of them where the two do not share a disk, travel
+as bytes in the message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+_BY_CHANNEL_BYTES = 1 << 18
+_ARRAY = "__array__"
+_serial = itertools.count()
+
+
+def pack(value: Any, scratch: Path | None) -> Any:
+    """Turn an array or a Struct into builtins; `scratch` is the shared folder, None where there is none."""
+    if isinstance(value, np.ndarray):
+        return _pack_array(value, scratch)
+    if isinstance(value, dict):
+        return {key: pack(item, scratch) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [pack(item, scratch) for item in value]
+    return msgspec.to_builtins(value)
+
+
+def unpack(value: Any) -> Any:
+    """The inverse of `pack` for arrays; Structs stay builtins and are converted by who knows their type."""
+    if isinstance(value, dict):
+        if _ARRAY in value:
+            return _unpack_array(value)
+        return {key: unpack(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [unpack(item) for item in value]
+    return value
+
+
+def _pack_array(array: NDArray[Any], scratch: Path | None) -> dict[str, Any]:
+    if scratch is None or array.nbytes < _BY_CHANNEL_BYTES:
+        contiguous = np.ascontiguousarray(array)
+        return {_ARRAY: contiguous.tobytes(), "dtype": array.dtype.str, "shape": list(array.shape)}
+    path = scratch / f"{os.getpid()}-{next(_serial)}.npy"
+    np.save(path, array, allow_pickle=False)
+    return {_ARRAY: str(path)}
+
+
+def _unpack_array(value: dict[str, Any]) -> NDArray[Any]:
+    content = value[_ARRAY]
+    if isinstance(content, bytes):
+        return np.frombuffer(content, dtype=value["dtype"]).reshape(value["shape"])
+    mapped: NDArray[Any] = np.load(content, mmap_mode="r", allow_pickle=False)
+    # POSIX keeps the mapping alive without the name; Windows refuses, and the scratch folder goes at the end.
+    with contextlib.suppress(PermissionError):
+        Path(content).unlink()
+    return mapped
