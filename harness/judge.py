@@ -166,10 +166,10 @@ def _for_prompt(error: StageError, prompt: PromptCase) -> StageError:
 
 def token_texts(checkpoint: Path, tokens: Sequence[int]) -> list[str]:
     """What tokens stand for, quoted; their ids where the checkpoint has no tokenizer.json."""
-    path = checkpoint / "tokenizer.json"
-    if not path.is_file():
-        return [f"token {token}" for token in tokens]
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    except Exception:  # noqa: BLE001 - the library raises bare Exception; a message must not fail for want of a word
+        return [f"token {token}" for token in tokens]
     return [repr(tokenizer.decode([token], skip_special_tokens=False)) for token in tokens]

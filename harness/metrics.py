@@ -144,7 +144,8 @@ def regret(reference: Logits, tokens: Ints) -> Floats:
     if first_non_finite(reference) is not None:
         raise ValueError("NaN or Inf among the reference's logits")
     chosen = np.take_along_axis(reference, tokens[:, None].astype(np.intp), axis=1)[:, 0]
-    return reference.max(axis=1).astype(np.float64) - chosen.astype(np.float64)
+    best = reference.max(axis=1)
+    return np.asarray(best.astype(np.float64) - chosen.astype(np.float64))
 
 
 def first_divergence(golden: list[int], device: list[int]) -> int | None:

@@ -18,6 +18,7 @@ import pytest
 from harness import __version__, fixtures
 from harness.errors import HarnessError
 from harness.fixtures import case_id
+from harness.golden import TREE
 from harness.outcomes import conclude
 from harness.record import CaseRecord, SessionRecord, write_record
 from harness.report.terminal import summarise
@@ -175,8 +176,22 @@ class Collector:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Begin to gather reports."""
-    session.config.pluginmanager.register(Collector(session.config.stash[STATE]), "phi3-conformance-collector")
+    """Begin to gather reports; in a run of conformance/, read what the options name before anything runs."""
+    config = session.config
+    state = config.stash[STATE]
+    config.pluginmanager.register(Collector(state), "phi3-conformance-collector")
+    if config.getoption("collectonly") or hasattr(config, "workerinput") or not _judges_hardware(config):
+        return
+    try:
+        state.check()
+    except HarnessError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def _judges_hardware(config: pytest.Config) -> bool:
+    suites = TREE / "conformance"
+    paths = [(config.invocation_params.dir / argument.split("::")[0]).resolve() for argument in config.args]
+    return any(path.is_relative_to(suites) or suites.is_relative_to(path) for path in paths)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -21,7 +21,7 @@ from harness.backend import Backend, DeviceReport, SessionInfo
 from harness.checkpoint import Checkpoint, Fingerprint
 from harness.compare import Policy, Rows, Verdict, compare_logits, compute_class
 from harness.devices import find_interpreter
-from harness.errors import GoldenError, NotRun, Stage, StageError, UsageError, WorkerDied, WorkerTimeout
+from harness.errors import GoldenError, HarnessError, NotRun, Stage, StageError, UsageError, WorkerDied, WorkerTimeout
 from harness.golden import TREE, Case, Golden, open_golden
 from harness.prompts import PromptSuite
 from harness.recording import start_reference
@@ -82,7 +82,7 @@ class Run:
         self._goldens: dict[str, Golden] = {}
         self._discovered: dict[str, dict[str, DeviceReport | Unavailable] | Unavailable | StageError] = {}
         self._spare: dict[str, Worker] = {}
-        self._reference: Worker | None = None
+        self._reference: Worker | StageError | None = None
         self._reference_logits: dict[tuple[int, ...], NDArray[np.float32]] = {}
 
     def golden(self, suite: PromptSuite) -> Golden:
@@ -110,6 +110,7 @@ class Run:
         """A started worker that has opened the target's backend."""
         spare = self._spare.pop(target.backend, None)
         if spare is not None and spare.running:
+            spare.label = str(target)
             return spare
         backend = self.backends[target.backend]
         worker = self.new_worker(str(target), backend)
@@ -164,24 +165,33 @@ class Run:
         return self._reference_logits[key][start : start + len(tokens)]
 
     def _ask_reference(self, tokens: list[int]) -> NDArray[np.float32]:
+        if self._reference is None:
+            self._reference = self._start_reference()
+        if isinstance(self._reference, StageError):
+            raise self._reference
         try:
-            if self._reference is None or not self._reference.running:
-                self._reference = self.new_worker("reference", self.backends["pytorch"])
-                start_reference(
-                    self.settings.checkpoint, self._reference, trust_remote_code=self.settings.trust_remote_code
-                )
             arguments = {"method": "whole_logits", "arguments": {"tokens": tokens}}
             rows: NDArray[np.float32] = self._reference.call(Stage.RUN, "invoke", **arguments)
-        except (StageError, GoldenError) as error:
-            raise StageError(
-                Stage.COMPARE, f"the golden reference cannot be run: {error.problem}", error.remedy
-            ) from None
+        except StageError as error:
+            if not self._reference.running:
+                self._reference = None
+            raise _no_reference(error) from None
         return rows
+
+    def _start_reference(self) -> Worker | StageError:
+        worker = self.new_worker("reference", self.backends["pytorch"])
+        try:
+            start_reference(self.settings.checkpoint, worker, trust_remote_code=self.settings.trust_remote_code)
+        except (StageError, GoldenError) as error:
+            worker.stop()
+            return _no_reference(error)
+        return worker
 
     def close(self) -> None:
         """Stop every worker that no session owns and delete the scratch folder."""
-        for worker in [*self._spare.values(), *([self._reference] if self._reference else [])]:
-            worker.stop()
+        for worker in (*self._spare.values(), self._reference):
+            if isinstance(worker, Worker):
+                worker.stop()
         self._spare.clear()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
@@ -324,6 +334,10 @@ class TargetSession:
         except (WorkerDied, WorkerTimeout):
             self.deaths += 1
             raise
+
+
+def _no_reference(error: HarnessError) -> StageError:
+    return StageError(Stage.COMPARE, f"the golden reference cannot be run: {error.problem}", error.remedy)
 
 
 def _reports(found: Mapping[str, Any]) -> dict[str, DeviceReport | Unavailable]:

@@ -17,7 +17,7 @@ from harness.checkpoint import Checkpoint, Fingerprint, find_checkpoint, sha256_
 from harness.compare import Policy, read_policy
 from harness.devices import parse_interpreters, this_machine
 from harness.errors import Stage, UsageError
-from harness.golden import TREE, golden_roots
+from harness.golden import TREE, golden_roots, open_golden
 from harness.prompts import PromptSuite, read_suite
 from harness.record import (
     SCHEMA,
@@ -131,6 +131,14 @@ class State:
             self._run = run
         return self._run
 
+    def check(self) -> None:
+        """Read every file that the options name, so that a bad one stops the run before it begins."""
+        self.targets()
+        self.waivers()
+        settings = self._settings()
+        for suite in self.suites():
+            open_golden(settings.golden_roots, settings.checkpoint, settings.fingerprint, suite)
+
     def keep_session(self, session: TargetSession) -> SessionRecord | None:
         """Enter a loaded session into the record, once its evidence is known."""
         if session.info is None or session.artifact is None:
@@ -161,9 +169,8 @@ class State:
     def record(self, *, complete: bool, exit_status: int, command: Sequence[str]) -> RunRecord:
         """The run record of all cases so far."""
         checkpoint = None
-        if self._checkpoint is not None or self.cases:
-            found, fingerprint = self.checkpoint()
-            checkpoint = CheckpointRecord(found.name, fingerprint)
+        if self._checkpoint is not None:
+            checkpoint = CheckpointRecord(self._checkpoint[0].name, self._checkpoint[1])
         return RunRecord(
             schema=SCHEMA,
             harness=__version__,
@@ -174,7 +181,7 @@ class State:
             command=without_folders(command, TREE),
             machine=this_machine(),
             checkpoint=checkpoint,
-            suites={suite.name: suite.sha256 for suite in self.suites()} if self.cases else {},
+            suites={suite.name: suite.sha256 for suite in self._suites or ()},
             policy_sha256=_hash(self.options.policy),
             waivers_sha256=_hash(self.options.waivers),
             sessions=list(self.sessions.values()),

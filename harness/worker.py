@@ -26,8 +26,9 @@ TIMEOUTS: dict[Stage, float] = {
 }
 _START_SECONDS = 60.0
 _LAST_WORDS_SECONDS = 10.0
-_TAIL_BYTES = 4000
-_TAIL_LINES = 25
+_TAIL_BYTES = 16000
+_TAIL_LINES = 24
+_FAULT = ("Fatal Python error", "Windows fatal exception")
 
 _BOOTSTRAP = """
 try:
@@ -143,7 +144,7 @@ class Worker:
                 text = file.read().decode("utf-8", errors="replace")
         except OSError:
             return ""
-        lines = [line for line in text.replace("\r", "\n").splitlines() if line.strip()][-_TAIL_LINES:]
+        lines = _last_words([line for line in text.replace("\r", "\n").splitlines() if line.strip()])
         return "".join(f"\n    | {line}" for line in ["last output of the worker:", *lines]) if lines else ""
 
     def _spec(self) -> str:
@@ -192,6 +193,16 @@ class Worker:
         if self._group is not None:
             self._group.terminate(timeout=_LAST_WORDS_SECONDS)
         self._group = self._gateway = self._channel = None
+
+
+def _last_words(lines: list[str]) -> list[str]:
+    """The last lines; where faulthandler wrote a dump, what came before it and the innermost frames of it."""
+    dumps = [index for index, line in enumerate(lines) if line.startswith(_FAULT)]
+    if not dumps:
+        return lines[-_TAIL_LINES:]
+    before, dump = lines[: dumps[-1]], lines[dumps[-1] :]
+    current = next((i for i, line in enumerate(dump) if line.startswith("Current thread")), 0)
+    return [*before[-_TAIL_LINES // 2 :], dump[0], *dump[current : current + _TAIL_LINES // 2]]
 
 
 def _describe(error: Exception) -> str:

@@ -1,0 +1,171 @@
+"""A backend in a package of its own, as a third party would write one, with faults to plant.
+
+It computes with the float64 oracle, so it is right unless the environment variable PLANTED_FAULT names a
+fault. Its distribution is the folder of this file: put that on PYTHONPATH and it is registered. Its
+device `pretender` is of kind npu and never exists: it stands for devices that claim more than they are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness import phi3_float64
+from harness.backend import Capabilities, DeviceReport, Recipe, Session, SessionInfo
+from harness.checkpoint import open_checkpoint
+from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
+
+
+def fault(name: str) -> bool:
+    """Whether this fault is planted."""
+    return name in os.environ.get("PLANTED_FAULT", "").split(",")
+
+
+class PlantedBackend:
+    """Phi-3 in NumPy."""
+
+    name = "planted"
+    distributions: tuple[str, ...] = ("numpy",)
+    install = "python -m pip install numpy"
+    devices: Mapping[str, DeviceKind] = {
+        "cpu": DeviceKind.CPU,
+        "pretender": DeviceKind.NPU,
+        "absent": DeviceKind.GPU,
+    }
+
+    def __init__(self) -> None:
+        if fault("not-installed"):
+            self.distributions = ("no-such-distribution",)
+
+    def targets(self) -> Sequence[Target]:
+        return [Target(self.name, device, Precision.FP32) for device in self.devices]
+
+    def recipe(self, target: Target, name: str | None) -> Recipe | None:
+        return Recipe("copy", Precision.FP32, ("--copy",), ("numpy",)) if fault("exporter-fails") else None
+
+    def discover(self, devices: Sequence[str]) -> dict[str, DeviceReport | Unavailable]:
+        if fault("broken-installation"):
+            raise ImportError("libdriver.so: cannot open shared object file")
+        found: dict[str, DeviceReport | Unavailable] = {device: DeviceReport(device) for device in devices}
+        found["absent"] = Unavailable("no absent device was found", "plug one in")
+        return found
+
+    def export(self, checkpoint: Path, recipe: Recipe, out: Path) -> list[str]:
+        raise RuntimeError("the exporter does not like this checkpoint")
+
+    def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
+        if fault("segfault-in-load"):
+            ctypes.string_at(0)
+        return PlantedSession(artifact, target)
+
+
+class PlantedSession:
+    """The float64 oracle, fed token by token."""
+
+    def __init__(self, artifact: Path, target: Target) -> None:
+        self._checkpoint = open_checkpoint(artifact)
+        self._device = "cpu" if fault("silent-fallback") else target.device
+        self._tokens: list[int] = []
+        self._calls = 0
+
+    @property
+    def info(self) -> SessionInfo:
+        return SessionInfo(
+            vocabulary=self._checkpoint.vocabulary + fault("other-vocabulary"),
+            arithmetic=Precision.FP32,
+            properties={"pid": str(os.getpid())},
+            versions={"phi3-planted": "1.0"},
+            capabilities=Capabilities(whole_prompt_logits=not fault("declares-last-token")),
+        )
+
+    def reset(self) -> None:
+        self._tokens = []
+
+    def append(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        self._calls += 1
+        _misbehave(self._calls)
+        self._tokens += [int(token) for token in tokens]
+        logits = phi3_float64.forward(self._checkpoint, [self._tokens])[0][-tokens.size :]
+        return _spoil(logits, len(self._tokens), self._calls).astype(np.float32)
+
+    def generate(self, prompt: NDArray[np.int64], max_new_tokens: int, end_tokens: Sequence[int]) -> list[int]:
+        sequence = [int(token) for token in prompt]
+        tokens: list[int] = []
+        while len(tokens) < max_new_tokens:
+            logits = phi3_float64.forward(self._checkpoint, [sequence + tokens])[0][-1]
+            second_best = int(np.argsort(logits)[-2])
+            wrong = fault("wrong-word") and len(tokens) == 3
+            tokens.append(second_best if wrong else int(logits.argmax()))
+            if tokens[-1] in end_tokens and not fault("ignores-end"):
+                break
+        return _mangle(sequence, tokens, end_tokens)
+
+    def evidence(self) -> Evidence:
+        if fault("no-evidence"):
+            return Evidence(EvidenceLevel.NONE, (DeviceKind.CPU,), ("cpu",), "nothing")
+        if self._device == "pretender":  # it says npu, and nothing measured says so too
+            return Evidence(EvidenceLevel.BY_CONSTRUCTION, (DeviceKind.NPU,), ("NPU",), "its own word")
+        return Evidence(EvidenceLevel.BY_CONSTRUCTION, (DeviceKind.CPU,), ("cpu",), "the only device NumPy has")
+
+    def close(self) -> None:
+        self._tokens = []
+
+
+def _misbehave(calls: int) -> None:
+    if calls == 3:
+        if fault("abort"):
+            print("driver: assertion failed", file=sys.stderr, flush=True)
+            os.abort()
+        if fault("exit-silently"):
+            os._exit(0)
+        if fault("hang"):
+            time.sleep(3600)
+        if fault("killed-once") and not Path(os.environ["PLANTED_MARK"]).exists():
+            Path(os.environ["PLANTED_MARK"]).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    if calls == 2 and fault("noisy"):
+        os.write(1, b"driver: native output\n" * 1000)
+    if calls == 2 and fault("raises"):
+        raise RuntimeError("clEnqueueNDRangeKernel: CL_OUT_OF_RESOURCES")
+
+
+def _spoil(logits: NDArray[np.float64], length: int, calls: int) -> NDArray[np.float64]:
+    if fault("last-token-only"):
+        return logits[-1:]
+    if fault("nan") and length > 6:
+        logits[-1, 5] = np.nan
+    if fault("inf") and length > 6:
+        logits[-1, 5] = np.inf
+    if fault("drops-row"):
+        return logits[1:] if logits.shape[0] > 1 else logits
+    if fault("one-position") and logits.shape[0] == 1 and calls % 4 == 0:
+        logits = np.roll(logits, 1, axis=-1)
+    if fault("narrow"):
+        return logits[:, :-1]
+    if fault("scaled"):
+        return logits * 1.01
+    if fault("constant-added"):  # no fault at all: softmax does not see it
+        return logits + 7.0
+    return logits
+
+
+def _mangle(prompt: list[int], tokens: list[int], end_tokens: Sequence[int]) -> list[int]:
+    if fault("empty"):
+        return []
+    if fault("echo"):
+        return (prompt * len(tokens))[: len(tokens)]
+    if fault("early-stop"):
+        return [token for token in tokens[:-2] if token not in end_tokens]
+    if fault("overrun"):
+        return tokens + tokens[-1:]
+    if fault("outside-vocabulary"):
+        return [10**6, *tokens[1:]]
+    return tokens

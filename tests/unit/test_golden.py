@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from harness.checkpoint import Checkpoint, Fingerprint, sha256_file
+from harness.errors import GoldenError
+from harness.golden import HIDDEN, LOGITS, MANIFEST, Golden, Manifest, golden_roots, open_golden, user_root
+from harness.prompts import PromptSuite, read_suite
+
+
+class Setup(NamedTuple):
+    """A golden on disk, and what it belongs to."""
+
+    root: Path
+    checkpoint: Checkpoint
+    suite: PromptSuite
+
+    @property
+    def folder(self) -> Path:
+        return self.root / self.suite.name
+
+    def open(self) -> Golden:
+        return open_golden([self.root], self.checkpoint, self.checkpoint.fingerprint(), self.suite)
+
+
+@pytest.fixture
+def setup(golden_root: Path, checkpoint: Checkpoint, suite: PromptSuite) -> Setup:
+    return Setup(golden_root, checkpoint, suite)
+
+
+def _refused(setup: Setup) -> str:
+    """The problem for which a golden is refused; every refusal comes with the command that records anew."""
+    with pytest.raises(GoldenError) as caught:
+        setup.open()
+    remedy = caught.value.remedy
+    assert remedy.startswith("phi3-conformance golden record --prompts ")
+    assert str(setup.suite.path) in remedy
+    assert f"--checkpoint {setup.checkpoint.path}" in remedy
+    return caught.value.problem
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((folder / MANIFEST).read_bytes())
+    change(content)
+    (folder / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+
+
+def _replace_logits(folder: Path, tensors: dict[str, NDArray[Any]]) -> None:
+    """Other logits, with a manifest that knows of them."""
+    path = folder / LOGITS
+    save_file(tensors, path)
+    entry = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+    _edit(folder, lambda manifest: manifest["files"].update({LOGITS: entry}))
+
+
+def test_a_golden_gives_what_was_recorded(setup: Setup, made: Any) -> None:
+    golden = setup.open()
+    for name, expected in made.logits.items():
+        np.testing.assert_array_equal(golden.logits(name), expected)
+    hidden = golden.hidden_states("two")
+    assert hidden is not None
+    np.testing.assert_array_equal(hidden, made.hidden["two"])
+    assert golden.hidden_states("one") is None
+    assert golden.case("one").sequence == (1, 5, 6, 7, 2)
+    assert golden.manifest.noise == made.manifest.noise
+
+
+def test_a_golden_without_hidden_states_is_whole(setup: Setup) -> None:
+    (setup.folder / HIDDEN).unlink()
+    _edit(setup.folder, lambda manifest: manifest["files"].pop(HIDDEN))
+    assert setup.open().hidden_states("two") is None
+
+
+def test_a_missing_golden_names_checkpoint_and_suite(setup: Setup) -> None:
+    shutil.rmtree(setup.folder)
+    problem = _refused(setup)
+    assert "there is no golden of phi-3-random" in problem
+    assert "'tiny'" in problem
+
+
+def test_the_first_root_that_has_the_suite_is_taken(setup: Setup, tmp_path: Path) -> None:
+    fingerprint = setup.checkpoint.fingerprint()
+    found = open_golden([tmp_path / "none", setup.root], setup.checkpoint, fingerprint, setup.suite)
+    assert found.folder == setup.folder
+    broken = tmp_path / "broken" / setup.suite.name
+    broken.mkdir(parents=True)
+    (broken / MANIFEST).write_text("{}", encoding="utf-8")
+    with pytest.raises(GoldenError, match="broken"):
+        open_golden([tmp_path / "broken", setup.root], setup.checkpoint, fingerprint, setup.suite)
+
+
+def test_a_golden_of_changed_prompts_is_stale(setup: Setup) -> None:
+    path = setup.suite.path
+    path.write_text(path.read_text(encoding="utf-8").replace('"a"', '"b"'), encoding="utf-8")
+    problem = _refused(setup._replace(suite=read_suite(path)))
+    assert "stale" in problem
+    assert str(path) in problem
+
+
+@pytest.mark.parametrize(
+    "parts", [["weights"], ["tokenizer"], ["config"], ["weights", "config"], ["weights", "tokenizer", "config"]]
+)
+def test_a_golden_of_another_checkpoint_says_what_differs(setup: Setup, parts: list[str]) -> None:
+    _edit(setup.folder, lambda manifest: manifest["fingerprint"].update(dict.fromkeys(parts, "0" * 64)))
+    problem = _refused(setup)
+    assert "another checkpoint" in problem
+    assert f": {', '.join(parts)} differ" in problem
+
+
+@pytest.mark.parametrize("name", [LOGITS, HIDDEN])
+def test_a_truncated_file_is_refused(setup: Setup, name: str) -> None:
+    path = setup.folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    assert f"{name} is truncated" in _refused(setup)
+
+
+@pytest.mark.parametrize("name", [LOGITS, HIDDEN])
+@pytest.mark.parametrize("place", [0, -1])
+def test_one_changed_byte_is_noticed(setup: Setup, name: str, place: int) -> None:
+    content = bytearray((setup.folder / name).read_bytes())
+    content[place] ^= 1
+    (setup.folder / name).write_bytes(content)
+    assert f"{name} was changed" in _refused(setup)
+
+
+@pytest.mark.parametrize("name", [LOGITS, HIDDEN])
+def test_a_missing_file_is_named(setup: Setup, name: str) -> None:
+    (setup.folder / name).unlink()
+    assert f"{name} is missing" in _refused(setup)
+
+
+@pytest.mark.parametrize("name", ["extra.bin", "../tiny/logits.safetensors", "/etc/hostname"])
+def test_a_file_that_goldens_do_not_have_is_refused_by_name(setup: Setup, name: str) -> None:
+    _edit(setup.folder, lambda manifest: manifest["files"].update({name: {"sha256": "0", "bytes": 1}}))
+    assert f"unknown file {name!r}" in _refused(setup)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 5000])
+def test_a_corrupt_manifest_is_refused(setup: Setup, content: bytes) -> None:
+    (setup.folder / MANIFEST).write_bytes(content)
+    assert "cannot be read" in _refused(setup)
+
+
+def test_a_manifest_of_another_schema_is_refused_as_such_whatever_else_it_has(setup: Setup) -> None:
+    (setup.folder / MANIFEST).write_text('{"schema": 2, "new": true}', encoding="utf-8")
+    problem = _refused(setup)
+    assert "schema 2" in problem
+    assert "reads 1" in problem
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda manifest: manifest.pop("noise"), "noise"),
+        (lambda manifest: manifest.update(extra=1), "extra"),
+        (lambda manifest: manifest["cases"][0].pop("tokens"), "tokens"),
+        (lambda manifest: manifest.update(vocabulary="many"), "vocabulary"),
+        (lambda manifest: manifest.update(cases=[]), "no cases"),
+        (lambda manifest: manifest["files"].pop(LOGITS), LOGITS),
+    ],
+)
+def test_a_manifest_that_breaks_its_schema_is_refused_by_field(
+    setup: Setup, change: Callable[[dict[str, Any]], object], named: str
+) -> None:
+    _edit(setup.folder, change)
+    assert named in _refused(setup)
+
+
+def _reading_refused(setup: Setup, name: str) -> str:
+    golden = setup.open()
+    with pytest.raises(GoldenError) as caught:
+        golden.logits(name)
+    assert caught.value.remedy.startswith("phi3-conformance golden record")
+    return caught.value.problem
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_refused_though_the_hashes_fit(setup: Setup, made: Any, bad: float) -> None:
+    made.logits["one"][3, 4] = bad
+    _replace_logits(setup.folder, made.logits)
+    assert "one has NaN or Inf" in _reading_refused(setup, "one")
+    assert setup.open().logits("two").shape == (3, 24)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((4, 24), dtype=np.float32),
+        np.zeros((6, 24), dtype=np.float32),
+        np.zeros((5, 23), dtype=np.float32),
+        np.zeros((1, 5, 24), dtype=np.float32),
+        np.zeros((5, 24), dtype=np.float64),
+        np.zeros((5, 24), dtype=np.float16),
+    ],
+    ids=lambda array: f"{array.dtype}-{array.shape}",
+)
+def test_logits_of_another_shape_or_type_are_refused_though_the_hashes_fit(
+    setup: Setup, made: Any, wrong: NDArray[Any]
+) -> None:
+    _replace_logits(setup.folder, {**made.logits, "one": wrong})
+    problem = _reading_refused(setup, "one")
+    assert str(wrong.shape) in problem
+    assert str(wrong.dtype) in problem
+    assert "float32 (5, 24)" in problem
+
+
+def test_a_case_without_logits_is_refused(setup: Setup, made: Any) -> None:
+    _replace_logits(setup.folder, {"two": made.logits["two"]})
+    assert "one" in _reading_refused(setup, "one")
+
+
+def test_a_prompt_that_was_not_recorded_is_refused(setup: Setup) -> None:
+    assert "no case 'three'" in _reading_refused(setup, "three")
+
+
+def test_goldens_lie_in_a_folder_of_their_checkpoint(checkpoint: Checkpoint) -> None:
+    one, other = Fingerprint("a", "b", "c"), Fingerprint("a", "b", "d")
+    assert user_root(checkpoint, one) != user_root(checkpoint, other)
+    assert golden_roots(checkpoint, one) == (user_root(checkpoint, one),)
+
+
+def test_the_bundled_checkpoint_has_its_goldens_beside_it(checkpoint: Checkpoint, tree: Path) -> None:
+    bundled = msgspec.structs.replace(checkpoint, path=tree / "golden" / "phi-3-tiny" / "checkpoint")
+    fingerprint = Fingerprint("a", "b", "c")
+    assert golden_roots(bundled, fingerprint) == (tree / "golden" / "phi-3-tiny", user_root(bundled, fingerprint))
+
+
+def test_a_manifest_survives_json(made: Any) -> None:
+    assert msgspec.json.decode(msgspec.json.encode(made.manifest), type=Manifest) == made.manifest

@@ -1,0 +1,175 @@
+"""The float64 oracle against transformers, which is widened to float64 wherever it insists on float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from harness import phi3_float64
+from harness.checkpoint import Checkpoint, open_checkpoint
+from harness.errors import CheckpointError
+
+MakeFolder = Callable[..., Path]
+_FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.4], "long_factor": [1.5, 2.0, 4.0, 8.0]}
+_LONGROPE = {
+    "max_position_embeddings": 64,
+    "original_max_position_embeddings": 16,
+    "rope_scaling": {"type": "longrope", **_FACTORS},
+}
+_CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "grouped-query": {"num_attention_heads": 4, "num_key_value_heads": 2},
+    "multi-query": {"num_attention_heads": 4, "num_key_value_heads": 1},
+    "window": {"sliding_window": 5},
+    "partial-rotary": {"partial_rotary_factor": 0.75, "num_attention_heads": 1, "num_key_value_heads": 1},
+    "rotary-base": {"rope_theta": 250.0},
+    "tied": {"tie_word_embeddings": True},
+    "epsilon": {"rms_norm_eps": 0.1},
+    "longrope": _LONGROPE,
+    "longrope-grouped": {**_LONGROPE, "num_key_value_heads": 1, "sliding_window": 7},
+}
+
+
+def _tokens(length: int) -> list[int]:
+    return [int(token) for token in np.random.default_rng(length).integers(0, 24, size=length)]
+
+
+def _by_transformers(folder: Path, tokens: list[int], monkeypatch: pytest.MonkeyPatch) -> NDArray[np.float64]:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with monkeypatch.context() as patched, torch.inference_mode():
+        # norms, softmax and rotary embeddings name float32 outright
+        patched.setattr(torch.Tensor, "float", torch.Tensor.double)
+        model = transformers.Phi3ForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float64, attn_implementation="eager"
+        )
+        patched.setattr(torch, "float", torch.float64)
+        patched.setattr(torch, "float32", torch.float64)
+        model.model.rotary_emb = type(model.model.rotary_emb)(config)
+        logits = model(torch.tensor([tokens]), use_cache=False).logits
+    assert logits.dtype == torch.float64
+    found: NDArray[np.float64] = logits[0].numpy()
+    return found
+
+
+@pytest.mark.parametrize("length", [1, 16, 17, 40])
+@pytest.mark.parametrize("name", _CONFIGURATIONS)
+def test_the_oracle_computes_what_transformers_computes(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, name: str, length: int
+) -> None:
+    folder = make_folder(**_CONFIGURATIONS[name])
+    (exact,) = phi3_float64.forward(open_checkpoint(folder), [_tokens(length)])
+    expected = _by_transformers(folder, _tokens(length), monkeypatch)
+    assert exact.shape == expected.shape
+    assert np.abs(exact - expected).max() < 1e-9
+
+
+@pytest.mark.parametrize("name", [name for name in _CONFIGURATIONS if name != "plain"])
+def test_every_configuration_computes_something_of_its_own(make_folder: MakeFolder, name: str) -> None:
+    plain = make_folder("plain")
+    other = make_folder("other", **_CONFIGURATIONS[name])
+    one, another = (phi3_float64.forward(open_checkpoint(folder), [_tokens(20)])[0] for folder in (plain, other))
+    assert np.abs(one - another).max() > 1e-3
+
+
+def test_longrope_switches_just_past_the_original_context(make_folder: MakeFolder) -> None:
+    checkpoint = open_checkpoint(make_folder(**_LONGROPE))
+    short, at, past = phi3_float64.forward(checkpoint, [_tokens(40)[:n] for n in (15, 16, 17)])
+    assert np.abs(short - at[:15]).max() < 1e-12
+    assert np.abs(at - past[:16]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", _CONFIGURATIONS)
+def test_no_position_sees_a_later_one(make_folder: MakeFolder, name: str) -> None:
+    checkpoint = open_checkpoint(make_folder(**_CONFIGURATIONS[name]))
+    tokens = _tokens(30)
+    changed = [*tokens[:20], *((token + 1) % 24 for token in tokens[20:])]
+    one, other = phi3_float64.forward(checkpoint, [tokens, changed])
+    assert np.abs(one[:20] - other[:20]).max() < 1e-12
+    assert np.abs(one[20] - other[20]).max() > 1e-3
+
+
+def test_one_layer_sees_the_window_and_nothing_before_it(make_folder: MakeFolder) -> None:
+    checkpoint = open_checkpoint(make_folder(num_hidden_layers=1, sliding_window=4))
+    tokens = _tokens(12)
+    changed = [tokens[0], (tokens[1] + 1) % 24, *tokens[2:]]
+    one, other = phi3_float64.forward(checkpoint, [tokens, changed])
+    moved = np.abs(one - other).max(axis=1) > 1e-6
+    assert moved.tolist() == [False] + [True] * 4 + [False] * 7
+
+
+def test_sequences_do_not_influence_one_another(checkpoint: Checkpoint) -> None:
+    sequences = [_tokens(n) for n in (3, 9, 5)]
+    together = phi3_float64.forward(checkpoint, sequences)
+    for sequence, found in zip(sequences, together, strict=True):
+        np.testing.assert_array_equal(found, phi3_float64.forward(checkpoint, [sequence])[0])
+
+
+def _replace(folder: Path, change: Callable[[dict[str, NDArray[Any]]], object]) -> Checkpoint:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    return open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.embed_tokens.weight", "model.norm.weight", "model.layers.1.mlp.down_proj.weight", "lm_head.weight"],
+)
+def test_a_missing_tensor_is_named(make_folder: MakeFolder, name: str) -> None:
+    checkpoint = _replace(make_folder(), lambda tensors: tensors.pop(name))
+    with pytest.raises(CheckpointError, match=name):
+        phi3_float64.forward(checkpoint, [[1, 2]])
+
+
+def test_integer_weights_are_refused_by_name(make_folder: MakeFolder) -> None:
+    name = "model.norm.weight"
+    checkpoint = _replace(make_folder(), lambda tensors: tensors.update({name: np.ones(16, dtype=np.int8)}))
+    with pytest.raises(CheckpointError, match=rf"{name} is of dtype I8"):
+        phi3_float64.forward(checkpoint, [[1, 2]])
+
+
+def test_an_unknown_rotary_embedding_is_refused(make_folder: MakeFolder) -> None:
+    checkpoint = open_checkpoint(make_folder(rope_scaling={"type": "linear", "factor": 2.0}))
+    with pytest.raises(CheckpointError, match="linear"):
+        phi3_float64.forward(checkpoint, [[1, 2]])
+
+
+def test_half_precision_weights_are_widened_exactly(make_folder: MakeFolder) -> None:
+    def halve(tensors: dict[str, NDArray[Any]]) -> None:
+        tensors.update({name: tensor.astype(np.float16) for name, tensor in tensors.items()})
+
+    def widen(tensors: dict[str, NDArray[Any]]) -> None:
+        tensors.update({name: tensor.astype(np.float32) for name, tensor in tensors.items()})
+
+    folder = make_folder()
+    (half,) = phi3_float64.forward(_replace(folder, halve), [_tokens(6)])
+    (single,) = phi3_float64.forward(_replace(folder, widen), [_tokens(6)])
+    np.testing.assert_array_equal(half, single)
+
+
+def test_bfloat16_weights_are_widened_exactly(make_folder: MakeFolder) -> None:
+    torch = pytest.importorskip("torch")
+    torch_files = pytest.importorskip("safetensors.torch")
+    folder = make_folder()
+    path = folder / "model.safetensors"
+    rounded = {name: torch.from_numpy(tensor).bfloat16() for name, tensor in load_file(path).items()}
+    torch_files.save_file(rounded, path)
+    (stored,) = phi3_float64.forward(open_checkpoint(folder), [_tokens(6)])
+    save_file({name: tensor.float().numpy() for name, tensor in rounded.items()}, path)
+    (widened,) = phi3_float64.forward(open_checkpoint(folder), [_tokens(6)])
+    np.testing.assert_array_equal(stored, widened)
+
+
+def test_a_large_negative_gate_closes_without_a_warning(make_folder: MakeFolder) -> None:
+    name = "model.layers.0.mlp.gate_up_proj.weight"
+    checkpoint = _replace(make_folder(), lambda tensors: tensors.update({name: tensors[name] * 10_000}))
+    (found,) = phi3_float64.forward(checkpoint, [_tokens(4)])
+    assert np.isfinite(found).all()

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from harness.record import CaseRecord, RunRecord, SessionRecord
+from harness.report.terminal import summarise
+from harness.target import Precision
+
+MakeRecord = Callable[..., RunRecord]
+MakeCase = Callable[..., CaseRecord]
+MakeSession = Callable[..., SessionRecord]
+_NUMBERS = {"positions": 30.0, "kl_mean": 6e-4, "kl_worst": 5e-2, "top1": 0.9}
+
+
+def _row(text: str, target: str) -> str:
+    """The line of the table that begins with the target."""
+    (line,) = [line for line in text.splitlines() if line.startswith(f"{target} ")]
+    return line
+
+
+def test_outcomes_are_counted_in_a_fixed_order(make_record: MakeRecord, make_case: MakeCase) -> None:
+    outcomes = ["WAIVED", "FAIL", "PASS", "NOT_RUN", "PASS", "UNATTESTED", "ERROR"]
+    record = make_record(cases=[make_case(outcome=outcome) for outcome in outcomes])
+    row = _row(summarise(record, 160, "utf-8"), "openvino:cpu:int4")
+    assert "2 PASS, 1 FAIL, 1 ERROR, 1 UNATTESTED, 1 NOT_RUN, 1 WAIVED" in row
+
+
+def test_figures_weigh_positions_and_show_the_worst(make_record: MakeRecord, make_case: MakeCase) -> None:
+    record = make_record(cases=[make_case(), make_case(outcome="FAIL", numbers=_NUMBERS)])
+    row = _row(summarise(record, 120, "utf-8"), "openvino:cpu:int4")
+    assert "5.0e-04" in row  # (10 x 2e-4 + 30 x 6e-4) / 40
+    assert "5.0e-02" in row
+    assert "92.50 %" in row
+
+
+def test_greedy_matches_are_counted(make_record: MakeRecord, make_case: MakeCase) -> None:
+    cases = [make_case(test="test_greedy_match", numbers={"match": float(match)}) for match in (1, 0, 1)]
+    assert " 2/3 " in _row(summarise(make_record(cases=cases), 120, "utf-8"), "openvino:cpu:int4")
+
+
+def test_a_target_without_figures_shows_dashes_and_no_nan(make_record: MakeRecord, make_case: MakeCase) -> None:
+    record = make_record(cases=[make_case(outcome="ERROR", stage="load", numbers={}, message="crashed")], sessions=[])
+    text = summarise(record, 120, "utf-8")
+    assert _row(text, "openvino:cpu:int4").split() == ["openvino:cpu:int4", "1", "ERROR", *"------"]
+    assert "nan" not in text.lower()
+
+
+@pytest.mark.parametrize(("arithmetic", "expected"), [(Precision.BF16, "bf16"), (None, "not stated")])
+def test_the_arithmetic_and_the_evidence_are_shown(
+    make_record: MakeRecord, make_session: MakeSession, arithmetic: Precision | None, expected: str
+) -> None:
+    text = summarise(make_record(sessions=[make_session(arithmetic)]), 120, "utf-8")
+    row = _row(text, "openvino:cpu:int4")
+    assert f" {expected} " in row
+    assert row.endswith("measured")
+
+
+def test_integer_weights_are_said_to_be_judged_by_the_total_error(
+    make_record: MakeRecord, make_session: MakeSession
+) -> None:
+    assert "total error" in summarise(make_record(), 120, "utf-8")
+    floats = [make_session(target="openvino:cpu:fp16", compute_class=Precision.FP16)]
+    assert "total error" not in summarise(make_record(sessions=floats), 120, "utf-8")
+
+
+def test_targets_judged_by_their_arithmetic_are_named(
+    make_record: MakeRecord, make_case: MakeCase, make_session: MakeSession
+) -> None:
+    session = make_session(Precision.BF16, target="openvino:cpu:fp32", compute_class=Precision.BF16)
+    text = summarise(make_record(sessions=[session], cases=[make_case(target="openvino:cpu:fp32")]), 120, "utf-8")
+    assert any("Judged by the arithmetic" in line and "openvino:cpu:fp32" in line for line in text.splitlines())
+    assert "Judged by the arithmetic" not in summarise(make_record(), 120, "utf-8")
+
+
+def test_skips_are_grouped_by_reason_with_the_remedy_on_a_line_of_its_own(
+    make_record: MakeRecord, make_case: MakeCase
+) -> None:
+    def skip(target: str, message: str) -> CaseRecord:
+        return make_case(target=target, outcome="UNSUPPORTED", numbers={}, message=message)
+
+    cases = [
+        skip("openvino:npu:int4", "no NPU; install the driver; then reboot"),
+        skip("openvino:npu:int4", "no NPU; install the driver; then reboot"),
+        skip("ort-genai:dml:int4", "not Windows; use Windows"),
+        skip("openvino:npu:int8", "no NPU; install the driver; then reboot"),
+    ]
+    text = summarise(make_record(cases=cases, sessions=[]), 120, "utf-8")
+    assert text.splitlines() == [
+        "not run here:",
+        "  openvino:npu:int4, openvino:npu:int8",
+        "      no NPU",
+        "      install the driver; then reboot",
+        "  ort-genai:dml:int4",
+        "      not Windows",
+        "      use Windows",
+    ]
+
+
+def test_a_skipped_case_of_a_target_that_was_judged_is_not_lost(make_record: MakeRecord, make_case: MakeCase) -> None:
+    cases = [make_case(), make_case(outcome="UNSUPPORTED", numbers={}, message="no room; use a shorter prompt")]
+    assert "UNSUPPORTED" in _row(summarise(make_record(cases=cases), 160, "utf-8"), "openvino:cpu:int4")
+
+
+@pytest.mark.parametrize("width", [20, 80, 100, 200])
+def test_a_target_is_never_cut_off(make_record: MakeRecord, make_case: MakeCase, width: int) -> None:
+    target = "npu-library:gpu.1:fp16:lab-machine-7"
+    cases = [make_case(target=target, outcome=outcome) for outcome in ("PASS", "FAIL", "ERROR", "UNATTESTED")]
+    cases.append(make_case(target=target, test="test_greedy_match", numbers={"match": 1.0}))
+    text = summarise(make_record(cases=cases), width, "utf-8")
+    assert target in text
+    assert "2.0e-04" in text
+    assert "100.00 %" in text
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii", "utf-8"])
+def test_the_summary_can_be_written_in_the_encoding_of_the_console(
+    make_record: MakeRecord, make_case: MakeCase, encoding: str
+) -> None:
+    skipped = make_case(target="openvino:npu:int4", outcome="UNSUPPORTED", message="無い ドライバ → — ü; mend it")
+    text = summarise(make_record(cases=[make_case(), skipped]), 120, encoding)
+    assert text.encode(encoding).decode(encoding) == text
+    assert "openvino:npu:int4" in text
+    assert "mend it" in text
+    assert _row(text, "openvino:cpu:int4").isascii()
+
+
+def test_a_run_of_no_cases_has_nothing_to_say(make_record: MakeRecord) -> None:
+    assert summarise(make_record(cases=[], sessions=[]), 120, "utf-8") == ""

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+
+from harness.errors import PolicyError
+from harness.target import Target
+from harness.waivers import Waiver, find_waiver, read_waivers
+
+_TARGET = Target.parse("ort-genai:dml:int4")
+_WAIVER = Waiver(
+    id="known",
+    targets="ort-genai:*",
+    cases=("test_logits[[]window*]",),
+    outcomes=("FAIL",),
+    versions={"onnxruntime-genai": ">=0.18,<0.19"},
+    reason="a defect",
+    url="https://example.com/1",
+    owner="somebody",
+    expires=datetime.date(2027, 6, 30),
+)
+_FILE = """\
+schema = 1
+
+[[waiver]]
+id = "known"
+targets = "ort-genai:*"
+cases = ["test_logits*"]
+outcomes = ["ERROR(run)", "FAIL"]
+versions = { onnxruntime-genai = ">=0.18,<0.19" }
+reason = "a defect"
+url = "https://example.com/1"
+owner = "somebody"
+expires = 2027-06-30
+"""
+_FIXED = {"onnxruntime-genai": "0.19.0"}
+_BROKEN = {"onnxruntime-genai": "0.18.2"}
+
+
+def _write(folder: Path, text: str) -> Path:
+    path = folder / "waivers.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_waivers_of_the_project_can_be_read(tree: Path) -> None:
+    for waiver in read_waivers(tree / "conformance" / "waivers.toml"):
+        assert waiver.versions, f"{waiver.id} waives every version there will ever be"
+
+
+def test_a_waiver_is_read_as_written(tmp_path: Path) -> None:
+    (waiver,) = read_waivers(_write(tmp_path, _FILE))
+    assert (waiver.id, waiver.expires) == ("known", datetime.date(2027, 6, 30))
+    assert waiver.outcomes == ("ERROR(run)", "FAIL")
+
+
+def test_a_file_may_hold_no_waivers(tmp_path: Path) -> None:
+    assert read_waivers(_write(tmp_path, "schema = 1\n")) == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("schema = 1", "schema = 2", "schema 2"),
+        ("schema = 1\n", "", "schema"),
+        ('id = "known"\n', "", "id"),
+        ('id = "known"', 'id = " "', "empty id"),
+        ('targets = "ort-genai:*"', 'targets = ""', "empty targets"),
+        ('reason = "a defect"', 'reason = ""', "empty reason"),
+        ('owner = "somebody"', 'owner = ""', "empty owner"),
+        ("https://", "http://", "'http://example.com/1'"),
+        ('cases = ["test_logits*"]', "cases = []", "'known' waives no"),
+        ('outcomes = ["ERROR(run)", "FAIL"]', "outcomes = []", "'known' waives no"),
+        ("FAIL", "FIAL", "FIAL"),
+        (">=0.18,<0.19", "0.18 or so", "'0.18 or so'"),
+        ("expires = 2027-06-30", 'expires = "soon"', "expires"),
+        ("expires = 2027-06-30\n", "", "expires"),
+        ("owner =", "owners =", "owners"),
+        ("[[waiver]]", "[[waivers]]", "waivers"),
+        ("[[waiver]]", "[[waiver]", "line 3"),
+    ],
+)
+def test_what_breaks_the_schema_is_named_with_the_file(tmp_path: Path, old: str, new: str, named: str) -> None:
+    assert old in _FILE
+    path = _write(tmp_path, _FILE.replace(old, new, 1))
+    with pytest.raises(PolicyError) as caught:
+        read_waivers(path)
+    assert str(path) in caught.value.problem
+    assert named in caught.value.problem
+    assert "--waivers" in caught.value.remedy
+
+
+def test_two_waivers_of_one_id_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="same id"):
+        read_waivers(_write(tmp_path, _FILE + _FILE.replace("schema = 1", "", 1)))
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"none\.toml"):
+        read_waivers(tmp_path / "none.toml")
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "waivers.toml"
+    path.write_bytes(_FILE.encode().replace(b"somebody", b"J\xfcrgen"))
+    with pytest.raises(PolicyError, match=r"waivers\.toml"):
+        read_waivers(path)
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected"),
+    [
+        (_BROKEN, True),
+        ({"onnxruntime-genai": "0.18.0"}, True),
+        ({"onnxruntime-genai": "0.18.1.dev3"}, True),
+        (_FIXED, False),
+        ({"onnxruntime-genai": "0.17.9"}, False),
+        ({"onnxruntime-genai": "unknown"}, False),
+        ({"onnxruntime": "0.18.2"}, False),
+        ({}, False),
+    ],
+)
+def test_a_waiver_applies_to_the_versions_that_have_the_defect(installed: dict[str, str], expected: bool) -> None:
+    assert _WAIVER.applies(_TARGET, "test_logits[window]", installed) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "expected"),
+    [
+        ("ort-genai:dml:int4", "test_logits[window]", True),
+        ("ort-genai:cpu:fp16", "test_logits[window-twice]", True),
+        ("openvino:npu:int4", "test_logits[window]", False),
+        ("ort-genai:dml:int4", "test_logits[greeting]", False),
+        ("ort-genai:dml:int4", "test_logits", False),
+        ("ort-genai:dml:int4", "test_greedy[window]", False),
+    ],
+)
+def test_a_waiver_covers_what_its_globs_match(name: str, case: str, expected: bool) -> None:
+    assert _WAIVER.covers(Target.parse(name), case) is expected
+    assert _WAIVER.applies(Target.parse(name), case, _BROKEN) is expected
+
+
+@pytest.mark.parametrize(("day", "expected"), [(29, False), (30, True)])
+def test_a_waiver_counts_until_the_day_before_it_expires(day: int, expected: bool) -> None:
+    assert _WAIVER.expired(datetime.date(2027, 6, day)) is expected
+
+
+def test_the_first_waiver_that_applies_is_found_even_if_it_has_expired() -> None:
+    def named(name: str, *, targets: str = "*", expires: int = 2027) -> Waiver:
+        return Waiver(name, targets, ("*",), ("FAIL",), {}, "r", "https://x", "o", datetime.date(expires, 1, 1))
+
+    waivers = (named("other", targets="openvino:*"), named("old", expires=2000), named("new"))
+    found = find_waiver(waivers, _TARGET, "test_logits[window]", {})
+    assert found is not None
+    assert found.id == "old"
+    assert find_waiver(waivers[:1], _TARGET, "test_logits[window]", {}) is None
