@@ -132,8 +132,8 @@ class Backend(Protocol):
         """In a worker: for each device name asked for, what is there or why nothing is."""
         ...
 
-    def export(self, checkpoint: Path, recipe: Recipe, out: Path) -> list[str]:
-        """In a worker: export into the empty folder `out` and return the command line that did it."""
+    def export(self, checkpoint: Path, recipe: Recipe, out: Path, *, trust_remote_code: bool) -> list[str]:
+        """In a worker: export into the folder `out`, not there yet, and return the command line that did it."""
         ...
 
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:

@@ -285,8 +285,14 @@ class TargetSession:
             return describe(settings.checkpoint.path, "checkpoint")
 
         def export(out: Path) -> list[str]:
-            arguments = {"recipe": recipe, "checkpoint": str(settings.checkpoint.path), "out": str(out)}
-            command: list[str] = worker.call(Stage.PREPARE, "export", **arguments)
+            command: list[str] = worker.call(
+                Stage.PREPARE,
+                "export",
+                recipe=recipe,
+                checkpoint=str(settings.checkpoint.path),
+                out=str(out),
+                trust_remote_code=settings.trust_remote_code,
+            )
             return command
 
         versions = worker.call(Stage.PREPARE, "versions", names=list(recipe.exporter))

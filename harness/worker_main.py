@@ -122,9 +122,10 @@ class Host:
         """Look for devices; see `Backend.discover`."""
         return self._opened().discover(devices)
 
-    def do_export(self, checkpoint: str, recipe: dict[str, Any], out: str) -> list[str]:
+    def do_export(self, checkpoint: str, recipe: dict[str, Any], out: str, trust_remote_code: bool) -> list[str]:
         """Export an artifact; see `Backend.export`."""
-        return self._opened().export(Path(checkpoint), msgspec.convert(recipe, Recipe), Path(out))
+        made = msgspec.convert(recipe, Recipe)
+        return self._opened().export(Path(checkpoint), made, Path(out), trust_remote_code=trust_remote_code)
 
     def do_versions(self, names: list[str]) -> dict[str, str]:
         """Versions of installed distributions."""

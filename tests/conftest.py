@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 
 import pytest
-from support import Tiny, golden_of, write_checkpoint
 
 from harness.checkpoint import open_checkpoint
+from harness.golden import TREE
 from harness.prompts import read_suite
+from harness.record import read_record
+from support import PLANTED, Result, Tiny, golden_of, write_checkpoint
 
 pytest_plugins = ["pytester"]
+
+Conform = Callable[..., Result]
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +36,32 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     checkpoint, suite = open_checkpoint(made.checkpoint), read_suite(made.prompts)
     golden_of(checkpoint, suite, made.golden / suite.name)
     return made
+
+
+@pytest.fixture
+def conform(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> Conform:
+    """Run conformance/ on the planted backend: `conform("--targets=planted:cpu:fp32", fault="nan")`."""
+
+    def run(
+        *arguments: str, fault: str = "", targets: str = "planted:cpu:fp32", options: list[str] | None = None
+    ) -> Result:
+        record = pytester.path / "record.json"
+        monkeypatch.setenv("PYTHONPATH", str(PLANTED))
+        monkeypatch.setenv("PLANTED_FAULT", fault)
+        monkeypatch.setenv("PLANTED_MARK", str(pytester.path / "mark"))
+        command = [
+            *(sys.executable, "-m", "pytest", "-c"),
+            str(TREE / "pyproject.toml"),
+            *(tiny.options if options is None else options),
+            f"--record={record}",
+            *([f"--targets={targets}"] if targets else []),
+            "-p",
+            "no:cacheprovider",
+            *arguments,
+            str(TREE / "conformance"),
+        ]
+        encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+        found = subprocess.run(command, capture_output=True, check=False, encoding=encoding, cwd=pytester.path)
+        return Result(found.returncode, found.stdout + found.stderr, read_record(record) if record.is_file() else None)
+
+    return run

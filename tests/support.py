@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from harness.checkpoint import Checkpoint
 from harness.devices import this_machine
 from harness.golden import Case, Manifest, Noise
 from harness.prompts import PromptSuite
+from harness.record import CaseRecord, RunRecord
 from harness.recording import write_golden
 
 PLANTED = Path(__file__).parent / "planted"
@@ -32,6 +34,24 @@ class Tiny(NamedTuple):
     def options(self) -> list[str]:
         """The pytest options that judge it."""
         return [f"--checkpoint={self.checkpoint}", f"--prompts={self.prompts}", f"--golden={self.golden}"]
+
+
+class Result(NamedTuple):
+    """How a run ended: its exit status, its text and its record, None where none was written."""
+
+    status: int
+    text: str
+    record: RunRecord | None
+
+    @property
+    def cases(self) -> list[CaseRecord]:
+        """The cases of the record."""
+        assert self.record is not None, self.text
+        return self.record.cases
+
+    def outcomes(self, pattern: str = "") -> Counter[str]:
+        """How often each outcome occurred among the cases whose id contains a text."""
+        return Counter(f"{c.outcome}({c.stage})" if c.stage else c.outcome for c in self.cases if pattern in c.id)
 
 
 def write_checkpoint(folder: Path) -> None:

@@ -41,7 +41,7 @@ class NpuLibraryBackend:
             return dict.fromkeys(devices, Unavailable("the library finds no NPU", _REMEDY))
         return dict.fromkeys(devices, DeviceReport("NPU", {"driver": str(backend.get_driver_version())}))
 
-    def export(self, checkpoint: Path, recipe: Recipe, out: Path) -> list[str]:
+    def export(self, checkpoint: Path, recipe: Recipe, out: Path, *, trust_remote_code: bool) -> list[str]:
         """Never called: `recipe` gives none."""
         raise NotImplementedError(f"nothing is exported from {checkpoint} to {out} ({recipe.name})")
 

@@ -101,10 +101,11 @@ class OpenVinoBackend:
         core = openvino.Core()
         return {device: _find(openvino, core, device) for device in devices}
 
-    def export(self, checkpoint: Path, recipe: Recipe, out: Path) -> list[str]:
+    def export(self, checkpoint: Path, recipe: Recipe, out: Path, *, trust_remote_code: bool) -> list[str]:
         """Run optimum-cli in a process of its own."""
         command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
         command += ["--model", str(checkpoint), "--task", "text-generation-with-past", *recipe.options, str(out)]
+        command += ["--trust-remote-code"] if trust_remote_code else []
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
         return ["optimum-cli", *command[3:]]
 

@@ -64,11 +64,12 @@ class OrtGenAIBackend:
         """The CPU is always there; for the others the installed build must have the execution provider."""
         return {device: _find(device) for device in devices}
 
-    def export(self, checkpoint: Path, recipe: Recipe, out: Path) -> list[str]:
+    def export(self, checkpoint: Path, recipe: Recipe, out: Path, *, trust_remote_code: bool) -> list[str]:
         """Run the model builder in a process of its own."""
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(out)]
         cache = out.with_name(out.name + "-builder-cache")
         command += [*recipe.options, "-c", str(cache)]
+        command += ["--extra_options", "hf_remote=true"] if trust_remote_code else []
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
         return ["python", *command[1:]]
 

@@ -54,7 +54,7 @@ class PyTorchBackend:
 
         return {device: _find(torch, device) for device in devices}
 
-    def export(self, checkpoint: Path, recipe: Recipe, out: Path) -> list[str]:
+    def export(self, checkpoint: Path, recipe: Recipe, out: Path, *, trust_remote_code: bool) -> list[str]:
         """Never called: `recipe` gives none."""
         raise NotImplementedError(f"pytorch loads {checkpoint} as it is; there is no {recipe.name} to write to {out}")
 

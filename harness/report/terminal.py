@@ -36,7 +36,9 @@ def _table(judged: dict[str, list[CaseRecord]], sessions: dict[str, SessionRecor
     # No box characters: a console of code page 1252 has none, and a log file is easier to search without.
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("target", no_wrap=True)
-    table.add_column("outcomes")
+    present = [outcome for outcome in _ORDER if any(c.outcome == outcome for cases in judged.values() for c in cases)]
+    for outcome in present:
+        table.add_column(outcome, justify="right", no_wrap=True)
     for name in ("mean KL", "worst KL", "top-1", "greedy", "computes in"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("evidence", no_wrap=True)
@@ -44,7 +46,7 @@ def _table(judged: dict[str, list[CaseRecord]], sessions: dict[str, SessionRecor
         session = sessions.get(target)
         table.add_row(
             target,
-            _outcomes(cases),
+            *_outcomes(cases, present),
             *_figures(cases),
             _computes_in(session),
             session.evidence.level.value if session and session.evidence else "-",
@@ -52,9 +54,9 @@ def _table(judged: dict[str, list[CaseRecord]], sessions: dict[str, SessionRecor
     return table
 
 
-def _outcomes(cases: Sequence[CaseRecord]) -> str:
+def _outcomes(cases: Sequence[CaseRecord], present: Sequence[str]) -> list[str]:
     counts = Counter(case.outcome for case in cases)
-    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in _ORDER if counts[outcome])
+    return [str(counts[outcome]) if counts[outcome] else "-" for outcome in present]
 
 
 def _figures(cases: Sequence[CaseRecord]) -> list[str]:

@@ -116,9 +116,7 @@ def main() -> None:
 def write_suite(folder: Path, count: int) -> PromptSuite:
     """`count` prompts of 48 tokens, 32 new tokens each."""
     text = "The quick brown fox jumps over the lazy dog while it rains."
-    lines = [
-        {"id": f"p{i}", "text": text[i % 8 :][:48], "new_tokens": 32, "about": "benchmark"} for i in range(count)
-    ]
+    lines = [{"id": f"p{i}", "text": text[i % 8 :][:48], "new_tokens": 32, "about": "benchmark"} for i in range(count)]
     path = folder / "bench.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return read_suite(path)
@@ -179,7 +177,11 @@ def run_bare(code: str, python: str, folder: Path, cases: list[list[object]]) ->
     """Run a script on the cases; wall time of the whole process in seconds, and what it printed."""
     start = time.perf_counter()
     found = subprocess.run(
-        [python, "-c", code, str(folder / "random")], input=json.dumps(cases), check=True, capture_output=True, text=True
+        [python, "-c", code, str(folder / "random")],
+        input=json.dumps(cases),
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return time.perf_counter() - start, found.stdout.strip()
 

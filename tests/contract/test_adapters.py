@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import PLANTED
 
 from harness.artifacts import ensure_exported
 from harness.backend import DeviceReport, SessionInfo, load_backend, teacher_force
@@ -19,6 +18,7 @@ from harness.golden import TREE
 from harness.state import DEFAULT_CHECKPOINT
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Target
 from harness.worker import Worker
+from support import PLANTED
 
 TARGETS = (
     "planted:cpu:fp32",
@@ -94,7 +94,12 @@ def _artifact(worker: Worker, target: Target, checkpoint: Checkpoint) -> Path:
 
     def export(out: Path) -> list[str]:
         command: list[str] = worker.call(
-            Stage.PREPARE, "export", checkpoint=str(checkpoint.path), recipe=recipe, out=str(out)
+            Stage.PREPARE,
+            "export",
+            checkpoint=str(checkpoint.path),
+            recipe=recipe,
+            out=str(out),
+            trust_remote_code=False,
         )
         return command
 

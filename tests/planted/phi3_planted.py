@@ -58,7 +58,7 @@ class PlantedBackend:
         found["absent"] = Unavailable("no absent device was found", "plug one in")
         return found
 
-    def export(self, checkpoint: Path, recipe: Recipe, out: Path) -> list[str]:
+    def export(self, checkpoint: Path, recipe: Recipe, out: Path, *, trust_remote_code: bool) -> list[str]:
         raise RuntimeError("the exporter does not like this checkpoint")
 
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:

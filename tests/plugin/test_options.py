@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Tiny
 
 from harness.golden import TREE
+from support import Tiny
 
 
 def test_collecting_imports_no_runtime() -> None:

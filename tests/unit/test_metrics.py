@@ -69,6 +69,15 @@ def test_kl_of_a_tiny_error_is_accurate_where_the_definition_cancels(seed: int, 
     assert metrics.kl_divergence(reference, device)[0] == pytest.approx(expected, rel=1e-5, abs=0)
 
 
+@given(st.integers(0, 2**32 - 1))
+def test_kl_of_the_smallest_errors_is_accurate_where_the_logits_are_small(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    reference = generator.normal(scale=1e-3, size=(1, 6))
+    device = reference + 1e-13 * generator.normal(size=(1, 6))
+    expected = _exact_kl(reference[0].tolist(), device[0].tolist())
+    assert metrics.kl_divergence(reference, device)[0] == pytest.approx(expected, rel=1e-4, abs=1e-32)
+
+
 @pytest.mark.parametrize("gap", [100.0, 800.0, 5000.0])
 def test_kl_of_logits_far_apart_is_the_finite_number_it_is(gap: float) -> None:
     reference, device = np.array([[0.0, 1.0, 5.0]]), np.array([[gap, 0.0, 0.0]])
@@ -76,8 +85,8 @@ def test_kl_of_logits_far_apart_is_the_finite_number_it_is(gap: float) -> None:
 
 
 def test_errors_against_a_constant_row_are_large_but_no_crash() -> None:
-    errors = metrics.compare_rows(np.array([[3.0, 3.0, 3.0]]), np.array([[9.0, 0.0, 4.0]]))
-    assert errors.kl[0] == pytest.approx(_oracle_kl([3, 3, 3], [9, 0, 4]), rel=1e-12)
+    errors = metrics.compare_rows(np.array([[3.0, 3.0, 3.0]]), np.array([[90.0, 0.0, 40.0]]))
+    assert errors.kl[0] == pytest.approx(_oracle_kl([3, 3, 3], [90, 0, 40]), rel=1e-12)
     assert errors.centred_relative[0] > 1e100
 
 

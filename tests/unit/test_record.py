@@ -46,7 +46,21 @@ def test_a_number_that_is_not_finite_never_makes_a_record_that_cannot_be_read(
     assert not any(value < 1e300 for value in read.cases[0].numbers.values())
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe", b"[" * 5000, b"PK\x03\x04"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"{}",
+        b"\xff\xfe",
+        b"[" * 5000,
+        b'{"schema": 1, "cases": [3]}',
+        b'{"schema": 1, "cases": [{}]}',
+        b"PK\x03\x04",
+    ],
+)
 def test_garbage_is_no_record(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(RecordError, match=r"run\.json is no run record") as caught:
@@ -97,6 +111,15 @@ def test_a_write_that_fails_leaves_the_old_record(
     assert "--record" in caught.value.remedy
     assert path.read_bytes() == before
     assert _names(tmp_path) == ["run.json"]
+
+
+def test_a_reader_of_the_old_record_never_sees_half_of_the_new(make_record: MakeRecord, tmp_path: Path) -> None:
+    path, seen = tmp_path / "run.json", tmp_path / "seen.json"
+    write_record(path, make_record())
+    seen.hardlink_to(path)
+    write_record(path, make_record(complete=False))
+    assert read_record(seen).complete
+    assert not read_record(path).complete
 
 
 def test_a_record_in_the_place_of_a_folder_is_refused(make_record: MakeRecord, tmp_path: Path) -> None:

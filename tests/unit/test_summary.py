@@ -123,6 +123,8 @@ def test_the_summary_can_be_written_in_the_encoding_of_the_console(
     assert text.encode(encoding).decode(encoding) == text
     assert "openvino:npu:int4" in text
     assert "mend it" in text
+    assert ("無い" in text) is (encoding == "utf-8")
+    assert ("?" in text) is (encoding != "utf-8")
     assert _row(text, "openvino:cpu:int4").isascii()
 
 

@@ -1,0 +1,98 @@
+"""Faults planted in artifacts of real runtimes, and the suites that find them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.artifacts import artifact_cache
+from harness.backend import Recipe, load_backend
+from harness.checkpoint import find_checkpoint
+from harness.devices import find_interpreter
+from harness.errors import Stage
+from harness.golden import TREE
+from harness.record import CaseRecord
+from harness.state import DEFAULT_CHECKPOINT
+from harness.target import Target
+from harness.worker import Worker
+
+
+def export(target: str, checkpoint: Path, out: Path, scratch: Path) -> None:
+    """Export a checkpoint by the target's default recipe, outside the cache."""
+    parsed = Target.parse(target)
+    backend = load_backend(parsed.backend)
+    worker = Worker("exporter", scratch, interpreter=find_interpreter(backend, {}, TREE))
+    worker.start()
+    try:
+        worker.call(Stage.PREPARE, "open", backend=backend.name)
+        recipe: Recipe | None = backend.recipe(parsed, None)
+        arguments = {"checkpoint": str(checkpoint), "recipe": recipe, "out": str(out), "trust_remote_code": False}
+        worker.call(Stage.PREPARE, "export", **arguments)
+    finally:
+        worker.stop()
+
+
+def changed_checkpoint(folder: Path, **changes: Any) -> Path:
+    """A copy of the bundled checkpoint with another configuration."""
+    shutil.copytree(DEFAULT_CHECKPOINT, folder)
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def failures(cases: list[CaseRecord], test: str) -> list[CaseRecord]:
+    return [case for case in cases if case.test == test and case.outcome == "FAIL"]
+
+
+@pytest.mark.parametrize("target", ["openvino:cpu:fp32", "ort-genai:cpu:fp32"])
+def test_a_rotary_base_ten_per_cent_off_fails_the_logits(conform: Any, tmp_path: Path, target: str) -> None:
+    theta = find_checkpoint(str(DEFAULT_CHECKPOINT)).config["rope_theta"]
+    faulty = changed_checkpoint(tmp_path / "faulty", rope_theta=theta * 1.1)
+    export(target, faulty, tmp_path / "artifact", tmp_path / "scratch")
+    result = conform(
+        f"--artifact={target}={tmp_path / 'artifact'}", "-k", "test_logits and not window", targets=target, options=[]
+    )
+    found = failures(result.cases, "test_logits")
+    assert result.status == 1
+    assert len(found) > 15, result.text[-3000:]
+    for words in (target, "prompt 'introduce-yourself'", "at position", "nat", "allowed:"):
+        assert words in result.text
+
+
+def test_an_artifact_with_another_end_token_is_found_by_the_form_of_its_answers(conform: Any, tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    export("ort-genai:cpu:fp32", DEFAULT_CHECKPOINT, artifact, tmp_path / "scratch")
+    path = artifact / "genai_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["model"]["eos_token_id"] = [5]
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    result = conform(
+        f"--artifact=ort-genai:cpu:fp32={artifact}",
+        "-k",
+        "test_greedy_form and not window",
+        targets="ort-genai:cpu:fp32",
+        options=[],
+    )
+    found = failures(result.cases, "test_greedy_form")
+    assert found
+    assert all("overrun" in case.message or "early stop" in case.message for case in found)
+
+
+def test_a_truncated_artifact_is_an_error_of_stage_load(conform: Any, tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    export("openvino:cpu:fp32", DEFAULT_CHECKPOINT, artifact, tmp_path / "scratch")
+    weights = artifact / "openvino_model.bin"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    result = conform(
+        f"--artifact=openvino:cpu:fp32={artifact}", "-k", "test_attestation", targets="openvino:cpu:fp32", options=[]
+    )
+    assert [f"{case.outcome}({case.stage})" for case in result.cases] == ["ERROR(load)"]
+
+
+def test_the_tests_leave_no_artifact_in_the_users_cache() -> None:
+    assert not list(artifact_cache().glob("*.partial"))
