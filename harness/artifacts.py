@@ -92,11 +92,11 @@ def ensure_exported(
     with _disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.with_suffix(".lock"), timeout=_LOCK_SECONDS):
-            if not (folder / _MANIFEST).is_file():
+            manifest = _read_manifest(folder)
+            if manifest is None:
                 announce(f"exporting {checkpoint.name} for {backend}: {recipe.name}")
-                _export(checkpoint, checkpoint_key, recipe, versions, export, folder)
-    manifest = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=ArtifactManifest)
-    sha256, size = _measure(folder)
+                manifest = _export(checkpoint, checkpoint_key, recipe, versions, export, folder)
+        sha256, size = _measure(folder)
     return Artifact(folder, "exported", recipe.name, sha256, size, manifest.versions, manifest.command)
 
 
@@ -107,7 +107,7 @@ def _export(
     versions: dict[str, str],
     export: Callable[[Path], list[str]],
     folder: Path,
-) -> None:
+) -> ArtifactManifest:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed; the lock says nobody uses it
     shutil.rmtree(folder, ignore_errors=True)  # without its manifest it is not whole
@@ -120,8 +120,17 @@ def _export(
         manifest = ArtifactManifest(checkpoint.name, checkpoint_key, recipe, versions, command)
         (out / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
         out.rename(folder)
+        return manifest
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_manifest(folder: Path) -> ArtifactManifest | None:
+    """The manifest of a whole artifact; None where there is none, or a power cut left half of one."""
+    try:
+        return msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=ArtifactManifest)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
 
 
 def _anonymous(part: str, out: Path, checkpoint: Checkpoint) -> str:

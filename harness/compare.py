@@ -7,8 +7,9 @@ and gives a `Verdict`: an outcome, the raw numbers it rests on, the limits, and 
 from __future__ import annotations
 
 import enum
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +118,24 @@ def read_policy(path: Path) -> Policy:
     """Read policy.toml. Raises PolicyError naming the field that breaks the schema."""
     try:
         policy = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Policy)
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise PolicyError(f"{path}: {error}", "mend the file, or name another with --policy FILE") from None
     if policy.schema != 1:
         raise PolicyError(f"{path} has schema {policy.schema}; this version reads 1", "update the file")
     for kind in DeviceKind:
         if kind not in policy.attestation:
             raise PolicyError(f"{path} does not say which evidence suffices for a {kind.value}", "add it")
+    for name, limit in _limits(policy):
+        if not math.isfinite(limit.limit) or not limit.origin.strip():
+            raise PolicyError(f"{path}: {name} is not finite or has no origin", "give each limit both")
     return policy
+
+
+def _limits(policy: Policy) -> Iterator[tuple[str, Limit]]:
+    for precision, found in policy.limits.items():
+        for group in ("logits", "greedy", "suite"):
+            for key, limit in msgspec.structs.asdict(getattr(found, group)).items():
+                yield f"limits.{precision.value}.{group}.{key}", limit
 
 
 def compute_class(weights: Precision, arithmetic: Precision | None) -> Precision:
@@ -171,7 +182,7 @@ def compare_logits(reference: Logits, device: Logits, prompt_length: int, *, who
     expected = (reference.shape[0] - first, reference.shape[1])
     if device.shape != expected:
         hint = ""
-        if whole_prompt and device.shape[0] == expected[0] - prompt_length + 1:
+        if whole_prompt and device.ndim and device.shape[0] == expected[0] - prompt_length + 1:
             hint = "; the prompt has logits for its last token only"
         return Verdict(Outcome.FAIL, {}, {}, f"logits of shape {device.shape} where {expected} were due{hint}")
     bad = metrics.first_non_finite(device)
@@ -254,8 +265,11 @@ def judge_match(golden: Sequence[int], tokens: Sequence[int], reference: Logits,
 
     `reference` is `[m, V]`: the golden's logits at the positions that chose its m tokens.
     """
-    at = metrics.first_divergence(list(golden), list(tokens))
     bound = limits.divergence_margin
+    if not golden or not tokens:
+        message = f"{len(tokens)} new tokens, where the golden has {len(golden)}"
+        return Verdict(Outcome.FAIL, {"match": 0.0}, {"divergence_margin": bound.limit}, message)
+    at = metrics.first_divergence(list(golden), list(tokens))
     numbers = {"match": float(at is None), "matched_tokens": float(len(golden) if at is None else at)}
     limit = {"divergence_margin": bound.limit}
     if at is None:

@@ -13,6 +13,8 @@ checkpoint and the prompts of the run.
 
 from __future__ import annotations
 
+import hashlib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_options: dict[str, str]
     machine: Machine
     recorded: str
+    own_sha256: str = ""
+
+    def sealed(self) -> Manifest:
+        """The manifest with its own hash: SHA-256 of its JSON with the field for the hash empty."""
+        empty = msgspec.structs.replace(self, own_sha256="")
+        return msgspec.structs.replace(self, own_sha256=hashlib.sha256(msgspec.json.encode(empty)).hexdigest())
 
 
 class Golden:
@@ -149,12 +157,9 @@ class Golden:
 
 def record_command(suite: str, checkpoint: str = "", golden: str = "") -> str:
     """The command that records a golden anew, as a remedy."""
-    parts = ["phi3-conformance golden record --prompts", suite]
-    if checkpoint:
-        parts += ["--checkpoint", checkpoint]
-    if golden:
-        parts += ["--golden", golden]
-    return " ".join(parts)
+    options = {"prompts": suite, "checkpoint": checkpoint, "golden": golden}
+    given = [shlex.quote(f"--{name}={value}") for name, value in options.items() if value]
+    return " ".join(["phi3-conformance golden record", *given])
 
 
 def golden_roots(checkpoint: Checkpoint, fingerprint: Fingerprint) -> tuple[Path, ...]:
@@ -176,14 +181,15 @@ def open_golden(roots: Sequence[Path], checkpoint: Checkpoint, fingerprint: Fing
     Raises GoldenError, with the command that records anew, when there is none, or the one found is
     truncated, tampered with, of another schema, or of another checkpoint or other prompts.
     """
-    remedy = record_command(str(suite.path), str(checkpoint.path))
+    prompts, path = str(suite.path), str(checkpoint.path)
+    remedy = record_command(prompts, path)
     for root in roots:
         if (root / suite.name / MANIFEST).is_file():
             folder = root / suite.name
             break
     else:
         raise GoldenError(f"there is no golden of {checkpoint.name} for the prompts {suite.name!r}", remedy)
-    remedy += f" --golden {root}"
+    remedy = record_command(prompts, path, str(root))
     golden = verify_files(folder, remedy)
     manifest = golden.manifest
     if manifest.fingerprint != fingerprint:
@@ -212,6 +218,8 @@ def verify_files(folder: Path, remedy: str = "") -> Golden:
         raise GoldenError(f"{folder} holds no golden: there is no {MANIFEST}", remedy) from None
     except (OSError, msgspec.DecodeError, RecursionError) as error:
         raise GoldenError(f"{path} cannot be read: {error}", remedy) from None
+    if manifest.sealed().own_sha256 != manifest.own_sha256:
+        raise GoldenError(f"{path} was changed after it was recorded: its own hash differs", remedy)
     if not manifest.cases or LOGITS not in manifest.files:
         raise GoldenError(f"{path} lists no cases or no {LOGITS}", remedy)
     for name, expected in manifest.files.items():

@@ -24,6 +24,8 @@ Ints = NDArray[np.integer]
 
 # Elements of float64 scratch a chunk: 4 MiB, so that the few arrays of a pass stay in the last-level cache.
 _CHUNK_ELEMENTS = 1 << 19
+# Logits that differ by more than this are far apart: e^300 is still a float64.
+_FAR = 150.0
 
 
 class RowErrors(msgspec.Struct, frozen=True):
@@ -38,8 +40,15 @@ class RowErrors(msgspec.Struct, frozen=True):
 def _check_pair(reference: Logits, device: Logits) -> None:
     if reference.ndim != 2 or reference.shape != device.shape:
         raise ValueError(f"logits of shapes {reference.shape} (reference) and {device.shape} (device) do not compare")
-    if reference.shape[0] == 0 or reference.shape[1] == 0:
-        raise ValueError("zero positions compare to nothing")
+    _check(reference)
+    _check(device)
+
+
+def _check(logits: Logits) -> None:
+    if logits.ndim != 2 or logits.size == 0:
+        raise ValueError(f"zero positions or entries in logits of shape {logits.shape}")
+    if first_non_finite(logits) is not None:
+        raise ValueError("NaN or Inf among the logits")
 
 
 def _chunks(rows: int, width: int) -> Iterator[slice]:
@@ -60,6 +69,7 @@ def first_non_finite(logits: Logits) -> tuple[int, int] | None:
 
 def log_softmax(logits: Logits) -> Floats:
     """Log probabilities in nat, `[n, V]` float64."""
+    _check(logits)
     shifted: Floats = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
     normaliser: Floats = np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -80,10 +90,9 @@ def compare_rows(reference: Logits, device: Logits) -> RowErrors:
         dev -= ref  # from here on: the centred difference
         rms[rows] = np.sqrt(np.einsum("nv,nv->n", dev, dev) / width)
         scale = np.sqrt(np.einsum("nv,nv->n", ref, ref) / width)
-        relative[rows] = rms[rows] / np.maximum(scale, np.finfo(np.float64).tiny)
+        # A constant row has a scale of 0: its relative error is enormous, but finite.
+        relative[rows] = rms[rows] / np.maximum(scale, 1e-150)
         kl[rows] = _kl_from_difference(ref, dev)
-    if not (np.isfinite(rms).all() and np.isfinite(kl).all()):
-        raise ValueError("NaN or Inf among the logits")
     return RowErrors(kl=kl, centred_rms=rms, centred_relative=relative, top1_agrees=agrees)
 
 
@@ -93,8 +102,19 @@ def _kl_from_difference(ref: Floats, difference: Floats) -> Floats:
     With d = device - reference and p the reference's probabilities, KL = log(sum p e^d) - sum p d.
     Written as log1p(sum p (e^d - 1 - d) + sum p d) - sum p d it does not cancel for small d once the
     probability-weighted mean of d is taken off first: then KL = log1p(sum p (e^d - 1 - d)). The
-    parenthesis is d^2/2 to first order and is taken from its series where d is small.
+    parenthesis is d^2/2 to first order and is taken from its series where d is small. Rows that are far
+    apart, where e^d overflows and nothing cancels, take the definition.
     """
+    far = np.abs(difference).max(axis=1) > _FAR
+    kl = np.empty(ref.shape[0])
+    kl[~far] = _kl_of_near_rows(ref[~far], difference[~far])
+    if far.any():
+        p, q = log_softmax(ref[far]), log_softmax(ref[far] + difference[far])
+        kl[far] = np.einsum("nv,nv->n", np.exp(p), p - q)
+    return kl
+
+
+def _kl_of_near_rows(ref: Floats, difference: Floats) -> Floats:
     p = np.exp(ref - ref.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     d = difference - np.einsum("nv,nv->n", p, difference)[:, None]
@@ -117,6 +137,7 @@ def centred_rms_error(reference: Logits, device: Logits) -> Floats:
 
 def centred_scale(logits: Logits) -> Floats:
     """The centred RMS of each row: the unit in which relative errors and regret are given."""
+    _check(logits)
     scale = np.empty(logits.shape[0])
     for rows in _chunks(*logits.shape):
         scale[rows] = logits[rows].astype(np.float64).std(axis=1)
@@ -127,6 +148,7 @@ def margins(logits: Logits) -> Floats:
     """Best minus second-best logit a position."""
     if logits.ndim != 2 or logits.shape[0] == 0 or logits.shape[1] < 2:
         raise ValueError(f"no margin in logits of shape {logits.shape}")
+    _check(logits)
     best_two = np.partition(logits, logits.shape[1] - 2, axis=1)[:, -2:].astype(np.float64)
     return np.asarray(best_two[:, 1] - best_two[:, 0])
 

@@ -62,7 +62,7 @@ def forward(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> list[
     rotations = [_rotation(config, len(tokens)) for tokens in sequences]
     for layer in range(int(config["num_hidden_layers"])):
         states = _layer(config, weights, f"model.layers.{layer}.", states, rotations)
-    tied = "lm_head.weight" not in weights
+    tied = bool(config.get("tie_word_embeddings")) and "lm_head.weight" not in weights
     head = embedding if tied else weights["lm_head.weight"]
     norm = weights["model.norm.weight"]
     return [_rms_norm(state, norm, config) @ head.T for state in states]
@@ -94,7 +94,8 @@ def _rms_norm(x: Array, weight: Array, config: dict[str, Any]) -> Array:
 
 def _swiglu(gate_up: Array) -> Array:
     gate, up = np.split(gate_up, 2, axis=-1)
-    product: Array = gate / (1.0 + np.exp(-gate)) * up
+    with np.errstate(over="ignore"):  # e^x overflows to Inf, whose quotient is the 0 that it ought to be
+        product: Array = gate / (1.0 + np.exp(-gate)) * up
     return product
 
 

@@ -107,7 +107,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise by target, with its markers, and by prompt or suite."""
-    if "target" not in metafunc.fixturenames:
+    if "target" not in metafunc.fixturenames or _has_its_own(metafunc, "target"):
         return
     state = metafunc.config.stash[STATE]
     try:
@@ -120,6 +120,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("prompt", found, indirect=True)
     elif "suite" in metafunc.fixturenames:
         metafunc.parametrize("suite", [pytest.param(s.name, id=s.name) for s in suites], indirect=True)
+
+
+def _has_its_own(metafunc: pytest.Metafunc, name: str) -> bool:
+    """Whether a test parametrises an argument itself, with a meaning of its own."""
+    names = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    return any(name in (n.replace(",", " ").split() if isinstance(n, str) else n) for n in names)
 
 
 def _param(state: State, target: Target) -> Any:

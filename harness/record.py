@@ -5,9 +5,11 @@ A record is made to be passed on: it names no user, no host and no folder of the
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -90,8 +92,9 @@ class RunRecord(msgspec.Struct, frozen=True):
 
 def without_folders(words: Sequence[str], root: Path) -> list[str]:
     """A command line without this machine's folders."""
-    home = str(Path.home())
-    return [word.replace(str(root), ".").replace(home, "~") for word in words]
+    home = Path.home()
+    short = [word.replace(str(root), ".") for word in words]
+    return short if home == Path(home.anchor) else [word.replace(str(home), "~") for word in short]
 
 
 def write_record(path: Path, record: RunRecord) -> None:
@@ -111,9 +114,22 @@ def write_record(path: Path, record: RunRecord) -> None:
 def read_record(path: Path) -> RunRecord:
     """Read a record. Raises RecordError when it is none, or of another schema."""
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
-    except (OSError, msgspec.DecodeError, RecursionError) as error:
+        text = path.read_bytes()
+        schema = msgspec.json.decode(text, type=_SchemaOnly).schema
+        if schema != SCHEMA:
+            raise RecordError(f"{path} has schema {schema}; this version reads {SCHEMA}", "record the run again")
+        return msgspec.convert(_with_nan(msgspec.json.decode(text)), RunRecord)
+    except (OSError, msgspec.DecodeError, RecursionError, AttributeError, LookupError, TypeError) as error:
         raise RecordError(f"{path} is no run record: {error}", "name the .json file that a run wrote") from None
-    if record.schema != SCHEMA:
-        raise RecordError(f"{path} has schema {record.schema}; this version reads {SCHEMA}", "record the run again")
-    return record
+
+
+class _SchemaOnly(msgspec.Struct):
+    schema: int
+
+
+def _with_nan(plain: Any) -> Any:
+    """JSON has no NaN and no Inf: a number that is either is written as null and read as NaN."""
+    for case in plain.get("cases") or ():
+        for part in ("numbers", "limits"):
+            case[part] = {name: math.nan if value is None else value for name, value in case[part].items()}
+    return plain

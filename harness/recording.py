@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import psutil
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from harness import metrics, phi3_float64
@@ -153,6 +154,10 @@ def render(checkpoint: Checkpoint, prompt: Prompt, worker: Worker) -> list[int]:
     if prompt.length is not None:
         # Twice the window of Phi-3-mini-4k and the new tokens pass its context by a few tokens.
         wanted = min(prompt.length.tokens(checkpoint.window), room)
+        if wanted < 1:
+            raise PromptError(
+                f"{prompt.id!r} comes to a length of {wanted} tokens", "raise its length or lower its new_tokens"
+            )
         tokens = (tokens * (wanted // len(tokens) + 1))[:wanted]
     if len(tokens) > room:
         raise PromptError(
@@ -179,6 +184,11 @@ def measure_noise(checkpoint: Checkpoint, cases: Sequence[Case], logits: dict[st
     oracle = phi3_float64.forward(checkpoint, [case.sequence for case in checked])
     worst, scale, rms = 0.0, 1.0, []
     for case, exact in zip(checked, oracle, strict=True):
+        if metrics.first_non_finite(logits[case.id]) is not None:
+            raise GoldenError(
+                f"FP32 PyTorch gives NaN or Inf for {case.id!r}",
+                "look for a broken torch build or checkpoint; nothing was written",
+            )
         worst = max(worst, float(np.abs(logits[case.id] - exact).max()))
         scale = max(scale, float(metrics.centred_scale(exact).max()))
         rms.append(metrics.centred_rms_error(exact, logits[case.id]))
@@ -236,6 +246,7 @@ def write_golden(
 ) -> Manifest:
     """Write all files beside `out`, then swap the folders. Raises ResourceError on a full disk."""
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process of the same number that was killed
     try:
         partial.mkdir(parents=True)
         files = {}
@@ -243,11 +254,11 @@ def write_golden(
             if tensors:
                 save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, partial / name)
                 files[name] = File(sha256_file(partial / name), (partial / name).stat().st_size)
-        manifest = msgspec.structs.replace(manifest, files=files)
+        manifest = msgspec.structs.replace(manifest, files=files).sealed()
         (partial / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
         _swap(partial, out)
-    except OSError as error:
-        if error.errno in _FULL_DISK or "No space left" in str(error):
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) in _FULL_DISK or "No space left" in str(error):
             raise ResourceError(f"the disk of {out} is full", "free space, or give --golden another disk") from None
         raise GoldenError(f"{out} cannot be written: {error}", "give --golden a folder you may write to") from None
     finally:
@@ -258,12 +269,13 @@ def write_golden(
 def _swap(partial: Path, out: Path) -> None:
     """Put `partial` in the place of `out`. The old one is moved away first: Windows does not rename over."""
     old = out.with_name(f"{out.name}.old-{os.getpid()}")
-    if out.exists():
-        out.rename(old)
     try:
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            out.rename(old)
         partial.rename(out)
     except BaseException:
-        if old.exists():
+        if old.exists() and not out.exists():
             old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import fnmatch
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+_OUTCOME = re.compile(r"FAIL|UNATTESTED|NOT_RUN|ERROR\((?:discover|prepare|load|run|compare)\)")
 
 
 class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +69,7 @@ def read_waivers(path: Path) -> tuple[Waiver, ...]:
     remedy = "mend the file, or name another with --waivers FILE"
     try:
         found = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File)
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise PolicyError(f"{path}: {error}", remedy) from None
     if found.schema != 1:
         raise PolicyError(f"{path} has schema {found.schema}; this version reads 1", remedy)
@@ -86,6 +90,9 @@ def _problem(waiver: Waiver) -> str | None:
         return f"has the url {waiver.url!r}, which does not begin with https://"
     if not waiver.outcomes or not waiver.cases:
         return "waives no outcome or no case"
+    for outcome in waiver.outcomes:
+        if not _OUTCOME.fullmatch(outcome):
+            return f"waives {outcome!r}, which is no outcome that fails"
     for name, wanted in waiver.versions.items():
         try:
             SpecifierSet(wanted)

@@ -30,7 +30,7 @@ def pack(value: Any, scratch: Path | None) -> Any:
         return {key: pack(item, scratch) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [pack(item, scratch) for item in value]
-    return msgspec.to_builtins(value)
+    return msgspec.to_builtins(value, builtin_types=(bytes,))
 
 
 def unpack(value: Any) -> Any:

@@ -11,23 +11,24 @@ from rich.table import Table
 
 from harness.record import CaseRecord, RunRecord, SessionRecord
 
-_ORDER = ("PASS", "FAIL", "ERROR", "UNATTESTED", "NOT_RUN", "WAIVED")
-_MIN_WIDTH = 100
+_ORDER = ("PASS", "FAIL", "ERROR", "UNATTESTED", "NOT_RUN", "WAIVED", "UNSUPPORTED")
+# A row is never cut: rather than drop figures on a narrow terminal, lines are left for it to wrap.
+_MIN_WIDTH = 200
 
 
 def summarise(record: RunRecord, width: int, encoding: str) -> str:
     """The summary as text that `encoding` can hold."""
     judged: dict[str, list[CaseRecord]] = defaultdict(list)
     skipped: dict[str, list[CaseRecord]] = defaultdict(list)
+    ran = {case.target for case in record.cases if case.outcome != "UNSUPPORTED"}
     for case in record.cases:
-        (skipped if case.outcome == "UNSUPPORTED" else judged)[case.target].append(case)
+        (judged if case.target in ran else skipped)[case.target].append(case)
     parts = []
     if judged:
         parts.append(_render(_table(judged, {s.target: s for s in record.sessions}), width, encoding))
         parts.append(_footnotes(record.sessions))
-    unsupported = {t: cases for t, cases in skipped.items() if t not in judged}
-    if unsupported:
-        parts.append(_skips(unsupported))
+    if skipped:
+        parts.append(_skips(skipped))
     text = "\n".join(part for part in parts if part)
     return text.encode(encoding, errors="replace").decode(encoding)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from harness import phi3_float64
+from harness.backend import load_backend
 from harness.checkpoint import Checkpoint, open_checkpoint
+from harness.devices import find_interpreter
 from harness.errors import CheckpointError
+from harness.golden import TREE
 
 MakeFolder = Callable[..., Path]
 _FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.4], "long_factor": [1.5, 2.0, 4.0, 8.0]}
@@ -173,3 +178,25 @@ def test_a_large_negative_gate_closes_without_a_warning(make_folder: MakeFolder)
     checkpoint = _replace(make_folder(), lambda tensors: tensors.update({name: tensors[name] * 10_000}))
     (found,) = phi3_float64.forward(checkpoint, [_tokens(4)])
     assert np.isfinite(found).all()
+
+
+def test_the_comparisons_with_transformers_run_somewhere() -> None:
+    """Where this interpreter has no torch, they run in the one that workers use; they are never just skipped."""
+    if importlib.util.find_spec("torch") is not None:
+        return  # then the tests above ran here
+    python = find_interpreter(load_backend("pytorch"), {}, TREE)
+    assert python is not None, "no interpreter with torch was found: python -m tox run -e runtime --notest"
+    command = [
+        str(python),
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        str(TREE / "pyproject.toml"),
+        __file__,
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TREE)
+    assert found.returncode == 0, found.stdout[-3000:]
+    assert "skipped" not in found.stdout

@@ -23,8 +23,10 @@ def _row(text: str, target: str) -> str:
 def test_outcomes_are_counted_in_a_fixed_order(make_record: MakeRecord, make_case: MakeCase) -> None:
     outcomes = ["WAIVED", "FAIL", "PASS", "NOT_RUN", "PASS", "UNATTESTED", "ERROR"]
     record = make_record(cases=[make_case(outcome=outcome) for outcome in outcomes])
-    row = _row(summarise(record, 160, "utf-8"), "openvino:cpu:int4")
-    assert "2 PASS, 1 FAIL, 1 ERROR, 1 UNATTESTED, 1 NOT_RUN, 1 WAIVED" in row
+    text = summarise(record, 160, "utf-8")
+    names = ["PASS", "FAIL", "ERROR", "UNATTESTED", "NOT_RUN", "WAIVED"]
+    assert text.splitlines()[0].split()[1:7] == names
+    assert _row(text, "openvino:cpu:int4").split()[1:7] == ["2", "1", "1", "1", "1", "1"]
 
 
 def test_figures_weigh_positions_and_show_the_worst(make_record: MakeRecord, make_case: MakeCase) -> None:
@@ -43,7 +45,7 @@ def test_greedy_matches_are_counted(make_record: MakeRecord, make_case: MakeCase
 def test_a_target_without_figures_shows_dashes_and_no_nan(make_record: MakeRecord, make_case: MakeCase) -> None:
     record = make_record(cases=[make_case(outcome="ERROR", stage="load", numbers={}, message="crashed")], sessions=[])
     text = summarise(record, 120, "utf-8")
-    assert _row(text, "openvino:cpu:int4").split() == ["openvino:cpu:int4", "1", "ERROR", *"------"]
+    assert _row(text, "openvino:cpu:int4").split() == ["openvino:cpu:int4", "1", *"------"]
     assert "nan" not in text.lower()
 
 
@@ -100,7 +102,9 @@ def test_skips_are_grouped_by_reason_with_the_remedy_on_a_line_of_its_own(
 
 def test_a_skipped_case_of_a_target_that_was_judged_is_not_lost(make_record: MakeRecord, make_case: MakeCase) -> None:
     cases = [make_case(), make_case(outcome="UNSUPPORTED", numbers={}, message="no room; use a shorter prompt")]
-    assert "UNSUPPORTED" in _row(summarise(make_record(cases=cases), 160, "utf-8"), "openvino:cpu:int4")
+    text = summarise(make_record(cases=cases), 160, "utf-8")
+    assert text.splitlines()[0].split()[1:3] == ["PASS", "UNSUPPORTED"]
+    assert _row(text, "openvino:cpu:int4").split()[1:3] == ["1", "1"]
 
 
 @pytest.mark.parametrize("width", [20, 80, 100, 200])
