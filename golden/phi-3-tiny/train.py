@@ -166,7 +166,9 @@ def save(model: Any, settings: dict[str, Any], tokenizer: Tokenizer, folder: Pat
     """Write the checkpoint in BF16, with files that every transformers from 4.47 on reads."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    path = folder / "model.safetensors"
+    safetensors.torch.save_file(tensors, path, {"format": "pt"})
+    path.chmod(0o644)  # safetensors writes for its owner only
     end = settings["eos_token_id"]
     generation = {
         "bos_token_id": end,
