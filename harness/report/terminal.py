@@ -27,6 +27,8 @@ def summarise(record: RunRecord, width: int, encoding: str) -> str:
     if judged:
         parts.append(_render(_table(judged, {s.target: s for s in record.sessions}), width, encoding))
         parts.append(_footnotes(record.sessions))
+    if any(case.waiver for case in record.cases):
+        parts.append(_waivers(record.cases))
     if skipped:
         parts.append(_skips(skipped))
     text = "\n".join(part for part in parts if part)
@@ -98,6 +100,12 @@ def _footnotes(sessions: Sequence[SessionRecord]) -> str:
     if coarser:
         lines.append(f"Judged by the arithmetic that the runtime reports, not by the weights: {', '.join(coarser)}.")
     return "\n".join(lines)
+
+
+def _waivers(cases: Sequence[CaseRecord]) -> str:
+    counts = Counter(case.waiver for case in cases if case.waiver and case.outcome == "WAIVED")
+    named = ", ".join(f"{waiver} ({count} case{'s' if count > 1 else ''})" for waiver, count in counts.items())
+    return f"known defects of runtimes, run and waived: {named}" if named else ""
 
 
 def _skips(unsupported: dict[str, list[CaseRecord]]) -> str:

@@ -59,9 +59,13 @@ def test_a_rotary_base_ten_per_cent_off_fails_the_logits(conform: Any, tmp_path:
     )
     found = failures(result.cases, "test_logits")
     assert result.status == 1
-    assert len(found) > 15, result.text[-3000:]
-    for words in (target, "prompt 'introduce-yourself'", "at position", "nat", "allowed:"):
-        assert words in result.text
+    # Where the runtime computes in BF16, rounding moves most short prompts as far as this fault does.
+    assert len(found) >= 5, result.text[-3000:]
+    assert any("worst-token KL" in case.message and "at position" in case.message for case in found)
+    for case in found:
+        assert case.message.startswith(f"{target}  prompt '{case.case.removeprefix('test_logits[')[:-1]}'")
+        assert "allowed:" in case.message
+    assert "reproduce: pytest 'conformance/test_logits.py::test_logits[" in result.text
 
 
 def test_an_artifact_with_another_end_token_is_found_by_the_form_of_its_answers(conform: Any, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import phi3_float64
-from harness.backend import Capabilities, DeviceReport, Recipe, Session, SessionInfo
+from harness.backend import Capabilities, DeviceReport, Recipe, Session, SessionInfo, check_options
 from harness.checkpoint import open_checkpoint
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 
@@ -62,6 +62,7 @@ class PlantedBackend:
         raise RuntimeError("the exporter does not like this checkpoint")
 
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
+        check_options(self.name, options, {})
         if fault("segfault-in-load"):
             ctypes.string_at(0)
         return PlantedSession(artifact, target)

@@ -134,3 +134,9 @@ def test_the_summary_can_be_written_in_the_encoding_of_the_console(
 
 def test_a_run_of_no_cases_has_nothing_to_say(make_record: MakeRecord) -> None:
     assert summarise(make_record(cases=[], sessions=[]), 120, "utf-8") == ""
+
+
+def test_waived_cases_are_named_by_their_waiver(make_record: MakeRecord, make_case: MakeCase) -> None:
+    cases = [make_case(outcome="WAIVED", waiver="known-defect"), make_case(outcome="WAIVED", waiver="known-defect")]
+    assert "run and waived: known-defect (2 cases)" in summarise(make_record(cases=cases), 120, "utf-8")
+    assert "waived" not in summarise(make_record(), 120, "utf-8")
