@@ -233,7 +233,8 @@ def _write(config: pytest.Config, state: State, *, complete: bool, exit_status: 
         write_record(path, state.record(complete=complete, exit_status=exit_status, command=command))
     except HarnessError as error:
         return [str(error)]
-    config.stash[WRITTEN] = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    config.stash[WRITTEN] = f"{shown}" if complete else f"{shown} (incomplete: the run was cut short)"
     return []
 
 

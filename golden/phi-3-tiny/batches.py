@@ -28,8 +28,8 @@ class Batches:
     def __init__(self, split: Split, tokenizer: Tokenizer, seed: int) -> None:
         """Tokenise every document once."""
         self._rng = random.Random(seed)
-        end = tokenizer.token_to_id(END_OF_TEXT)
-        self._begins, self._ends = tokenizer.token_to_id(ASSISTANT), tokenizer.token_to_id(END)
+        end = _id(tokenizer, END_OF_TEXT)
+        self._begins, self._ends = _id(tokenizer, ASSISTANT), _id(tokenizer, END)
         self._chat = [self._weighted(item) for item in _encode(tokenizer, [render(item) for item in split.chat])]
         self._texts = {
             name: [[(token, 1.0) for token in (*tokens, end)] for tokens in _encode(tokenizer, list(texts))]
@@ -84,3 +84,10 @@ class Batches:
 
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def _id(tokenizer: Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise KeyError(f"the tokenizer has no {token}")
+    return int(found)
