@@ -1,7 +1,8 @@
 """Greedy decoding by the runtime's own loop, as its users get it."""
 
 from harness.judge import Judge
-from harness.sessions import PromptCase, TargetSession
+from harness.run import PromptCase
+from harness.sessions import TargetSession
 
 
 def test_greedy_form(session: TargetSession, prompt: PromptCase, judge: Judge) -> None:

@@ -1,7 +1,8 @@
 """Teacher-forced logits against the FP32 golden: prefill over the prompt, then one token at a time."""
 
 from harness.judge import Judge
-from harness.sessions import PromptCase, TargetSession
+from harness.run import PromptCase
+from harness.sessions import TargetSession
 
 
 def test_logits(session: TargetSession, prompt: PromptCase, judge: Judge) -> None:

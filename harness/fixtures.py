@@ -9,7 +9,8 @@ import pytest
 
 from harness.checkpoint import Checkpoint
 from harness.judge import Judge
-from harness.sessions import PromptCase, TargetSession
+from harness.run import PromptCase
+from harness.sessions import TargetSession
 from harness.state import STATE
 from harness.target import Target, Unavailable
 

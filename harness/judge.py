@@ -14,9 +14,11 @@ import msgspec
 
 from harness import compare
 from harness.checkpoint import Checkpoint
-from harness.compare import ClassLimits, Outcome, Policy, Rows, Verdict
+from harness.compare import Outcome, Rows, Verdict
 from harness.errors import StageError
-from harness.sessions import PromptCase, TargetSession
+from harness.policy import ClassLimits, Policy
+from harness.run import PromptCase
+from harness.sessions import TargetSession
 from harness.target import Precision
 
 

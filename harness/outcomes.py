@@ -22,6 +22,8 @@ class Finding(msgspec.Struct, frozen=True):
 
     verdict: Verdict
     stage: str | None = None
+    traceback: bool = False
+    """Whether it is a defect of a test or of the harness, whose traceback pytest must show."""
 
     @property
     def label(self) -> str:
@@ -41,7 +43,7 @@ def conclude(
         finding, waiver = _waived(state, item, case, finding)
     _show(report, item, finding, waiver)
     record = CaseRecord(
-        id=_node_id(item),
+        id=item.nodeid,
         test=case.test,
         target=str(case.target),
         case=case.case,
@@ -85,8 +87,8 @@ def _of_error(error: BaseException) -> Finding | None:
         return Finding(Verdict(Outcome.NOT_RUN, {}, {}, str(error)))
     if isinstance(error, HarnessError):
         return Finding(Verdict(Outcome.ERROR, {}, {}, str(error)), "compare")
-    if isinstance(error, Exception):  # a defect of the test or of the harness: pytest shows its traceback
-        return Finding(Verdict(Outcome.ERROR, {}, {}, f"{type(error).__name__}: {error}"), "compare")
+    if isinstance(error, Exception):
+        return Finding(Verdict(Outcome.ERROR, {}, {}, f"{type(error).__name__}: {error}"), "compare", traceback=True)
     return None
 
 
@@ -124,15 +126,6 @@ def _show(report: pytest.TestReport, item: pytest.Item, finding: Finding, waiver
         report.longrepr = finding.verdict.message
     elif outcome is not Outcome.UNSUPPORTED:
         report.outcome = "failed"
-        keep_traceback = finding.stage == "compare" and not finding.verdict.limits and report.longrepr is not None
-        if not (keep_traceback and _is_defect(report)):
-            command = f"reproduce: pytest {shlex.quote(_node_id(item))}"
+        if not finding.traceback:
+            command = f"reproduce: pytest {shlex.quote(item.nodeid)}"
             report.longrepr = f"{finding.label}\n{finding.verdict.message}\n  {command}"
-
-
-def _is_defect(report: pytest.TestReport) -> bool:
-    return "HarnessError" not in str(report.longrepr) and "Traceback" in str(report.longrepr)
-
-
-def _node_id(item: pytest.Item) -> str:
-    return item.nodeid

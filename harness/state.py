@@ -14,10 +14,10 @@ import pytest
 from harness import __version__
 from harness.backend import Backend, load_backends
 from harness.checkpoint import Checkpoint, Fingerprint, find_checkpoint, sha256_text
-from harness.compare import Policy, read_policy
 from harness.devices import parse_interpreters, this_machine
 from harness.errors import Stage, UsageError
 from harness.golden import TREE, golden_roots, open_golden
+from harness.policy import Policy, read_policy
 from harness.prompts import PromptSuite, read_suite
 from harness.record import (
     SCHEMA,
@@ -28,7 +28,8 @@ from harness.record import (
     SessionRecord,
     without_folders,
 )
-from harness.sessions import Run, Settings, TargetSession
+from harness.run import Run, Settings
+from harness.sessions import TargetSession
 from harness.target import DeviceKind, Target
 from harness.waivers import Waiver, read_waivers
 

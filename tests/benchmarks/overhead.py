@@ -25,13 +25,14 @@ from pathlib import Path
 
 from harness.backend import load_backend, load_backends
 from harness.checkpoint import find_checkpoint
-from harness.compare import read_policy
 from harness.devices import find_interpreter
 from harness.golden import TREE
 from harness.judge import CaseFailed, Judge
+from harness.policy import read_policy
 from harness.prompts import PromptSuite, read_suite
 from harness.recording import record_golden
-from harness.sessions import Run, Settings, TargetSession
+from harness.run import Run, Settings
+from harness.sessions import TargetSession
 from harness.state import POLICY
 from harness.target import Target
 from harness.worker import Worker

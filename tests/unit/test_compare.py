@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from harness import compare
-from harness.compare import GreedyLimits, Limit, LogitLimits, Outcome, Rows, SuiteLimits, Verdict
+from harness.compare import Outcome, Rows, Verdict
 from harness.errors import PolicyError
 from harness.metrics import RowErrors
+from harness.policy import GreedyLimits, Limit, LogitLimits, Policy, SuiteLimits, compute_class, read_policy
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision
 
 Array = NDArray[np.float64]
@@ -379,8 +380,8 @@ def test_the_share_of_matching_prompts_is_held_against_its_bound(
 
 
 @pytest.fixture(scope="module")
-def policy(tree: Path) -> compare.Policy:
-    return compare.read_policy(tree / "conformance" / "policy.toml")
+def policy(tree: Path) -> Policy:
+    return read_policy(tree / "conformance" / "policy.toml")
 
 
 def _evidence(level: EvidenceLevel, *kinds: DeviceKind) -> Evidence:
@@ -388,7 +389,7 @@ def _evidence(level: EvidenceLevel, *kinds: DeviceKind) -> Evidence:
 
 
 @pytest.mark.parametrize("kind", list(DeviceKind))
-def test_measured_evidence_of_the_kind_asked_for_suffices(policy: compare.Policy, kind: DeviceKind) -> None:
+def test_measured_evidence_of_the_kind_asked_for_suffices(policy: Policy, kind: DeviceKind) -> None:
     verdict = compare.judge_evidence(_evidence(EvidenceLevel.MEASURED, kind), kind, policy)
     assert (verdict.outcome, verdict.message) == (Outcome.PASS, "")
 
@@ -397,9 +398,7 @@ def test_measured_evidence_of_the_kind_asked_for_suffices(policy: compare.Policy
     "kinds",
     [(), (DeviceKind.CPU,), (DeviceKind.CPU, DeviceKind.NPU), (DeviceKind.NPU, DeviceKind.CPU), (DeviceKind.GPU,)],
 )
-def test_another_kind_or_a_mixture_is_unattested_and_named(
-    policy: compare.Policy, kinds: tuple[DeviceKind, ...]
-) -> None:
+def test_another_kind_or_a_mixture_is_unattested_and_named(policy: Policy, kinds: tuple[DeviceKind, ...]) -> None:
     verdict = compare.judge_evidence(_evidence(EvidenceLevel.MEASURED, *kinds), DeviceKind.NPU, policy)
     assert verdict.outcome is Outcome.UNATTESTED
     assert "npu was asked for" in verdict.message
@@ -418,7 +417,7 @@ def test_another_kind_or_a_mixture_is_unattested_and_named(
     ],
 )
 def test_evidence_must_reach_the_level_of_the_policy(
-    policy: compare.Policy, kind: DeviceKind, level: EvidenceLevel, outcome: Outcome
+    policy: Policy, kind: DeviceKind, level: EvidenceLevel, outcome: Outcome
 ) -> None:
     levels = {
         DeviceKind.CPU: EvidenceLevel.BY_CONSTRUCTION,
@@ -449,93 +448,24 @@ def test_evidence_must_reach_the_level_of_the_policy(
 def test_the_coarser_of_weights_and_arithmetic_decides_the_class(
     weights: Precision, arithmetic: Precision | None, expected: Precision
 ) -> None:
-    assert compare.compute_class(weights, arithmetic) is expected
+    assert compute_class(weights, arithmetic) is expected
 
 
 # policy
 
 
 def test_the_policy_of_the_project_has_limits_for_every_class_and_a_level_for_every_kind(
-    policy: compare.Policy,
+    policy: Policy,
 ) -> None:
     assert all(policy.limits_of(precision) for precision in Precision)
     assert set(policy.attestation) == set(DeviceKind)
 
 
-def test_a_class_without_limits_is_named(policy: compare.Policy) -> None:
+def test_a_class_without_limits_is_named(policy: Policy) -> None:
     bare = msgspec.structs.replace(policy, limits={})
     with pytest.raises(PolicyError, match="int4") as caught:
         bare.limits_of(Precision.INT4)
     assert "[limits.int4]" in caught.value.remedy
-
-
-_POLICY = """\
-schema = 1
-[attestation]
-cpu = "by-construction"
-gpu = "by-construction"
-npu = "measured"
-[limits.int4]
-logits.kl_mean = { limit = 1.5, origin = "measured" }
-logits.kl_worst = { limit = 1, origin = "measured" }
-logits.relative_mean = { limit = 1, origin = "measured" }
-logits.relative_worst = { limit = 1, origin = "measured" }
-greedy.divergence_margin = { limit = 1, origin = "measured" }
-greedy.regret_worst = { limit = 1, origin = "measured" }
-suite.kl_mean = { limit = 1, origin = "measured" }
-suite.top1_min = { limit = 1, origin = "measured" }
-suite.greedy_match_min = { limit = 1, origin = "measured" }
-"""
-
-
-def test_a_policy_is_read_as_written(tmp_path: Path) -> None:
-    path = tmp_path / "policy.toml"
-    path.write_text(_POLICY, encoding="utf-8")
-    assert compare.read_policy(path).limits_of(Precision.INT4).logits.kl_mean == Limit(1.5, "measured")
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "named"),
-    [
-        ("schema = 1", "schema = 2", "schema 2"),
-        ("schema = 1\n", "", "schema"),
-        ('npu = "measured"\n', "", "npu"),
-        ('npu = "measured"', 'npu = "certain"', "certain"),
-        ('cpu = "by', 'tpu = "by', "tpu"),
-        ("[limits.int4]", "[limits.int3]", "int3"),
-        ("logits.kl_worst", "logits.kl_wurst", "kl_wurst"),
-        ('suite.top1_min = { limit = 1, origin = "measured" }\n', "", "top1_min"),
-        ("limit = 1.5", 'limit = "1.5"', "kl_mean"),
-        ('{ limit = 1.5, origin = "measured" }', "1.5", "kl_mean"),
-        ('limit = 1.5, origin = "measured"', "limit = 1.5", "origin"),
-        ('limit = 1.5, origin = "measured"', 'limit = 1.5, origin = ""', "origin"),
-        ("limit = 1.5", "limit = nan", "kl_mean"),
-        ("limit = 1.5", "limit = inf", "kl_mean"),
-        ("[limits.int4]", "[limits.int4", "line 6"),
-    ],
-)
-def test_a_broken_policy_is_refused_by_file_and_field(tmp_path: Path, old: str, new: str, named: str) -> None:
-    assert old in _POLICY
-    path = tmp_path / "policy.toml"
-    path.write_text(_POLICY.replace(old, new, 1), encoding="utf-8")
-    with pytest.raises(PolicyError) as caught:
-        compare.read_policy(path)
-    assert str(path) in caught.value.problem
-    assert named in caught.value.problem
-    assert caught.value.remedy
-
-
-def test_a_missing_policy_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PolicyError, match=r"none\.toml") as caught:
-        compare.read_policy(tmp_path / "none.toml")
-    assert "--policy" in caught.value.remedy
-
-
-def test_a_policy_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "policy.toml"
-    path.write_bytes(_POLICY.encode().replace(b"measured", b"gem\xe4\xdfen"))
-    with pytest.raises(PolicyError, match=r"policy\.toml"):
-        compare.read_policy(path)
 
 
 @given(st.sampled_from(Outcome), st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False)), st.text())

@@ -1,0 +1,112 @@
+"""The policy: which evidence suffices, and the limits of every compute class with their origin."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from harness.errors import PolicyError
+from harness.target import DeviceKind, EvidenceLevel, Precision
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# From finest to coarsest; where a runtime computes more coarsely than the weights are stored, the
+# arithmetic decides the class (OpenVINO computes an FP32 model in BF16 on processors that have it).
+_COARSENESS = {Precision.FP32: 0, Precision.FP16: 1, Precision.BF16: 2, Precision.INT8: 3, Precision.INT4: 4}
+
+
+class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A bound, and where it comes from: a measurement, a standard or a product's decision."""
+
+    limit: float
+    origin: str
+
+
+class LogitLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Upper bounds on the logits of one prompt: KL in nat, centred relative error without unit."""
+
+    kl_mean: Limit
+    kl_worst: Limit
+    relative_mean: Limit
+    relative_worst: Limit
+
+
+class GreedyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Upper bounds on greedy decoding of one prompt, in units of the reference's centred RMS logit.
+
+    `divergence_margin`: how far the golden may prefer its own token where the device first leaves it.
+    `regret_worst`: how far the reference, on the device's own text, may prefer another token.
+    """
+
+    divergence_margin: Limit
+    regret_worst: Limit
+
+
+class SuiteLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds on a whole suite: mean KL (upper, nat), top-1 agreement and greedy match (lower, shares)."""
+
+    kl_mean: Limit
+    top1_min: Limit
+    greedy_match_min: Limit
+
+
+class ClassLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All limits of one compute class."""
+
+    logits: LogitLimits
+    greedy: GreedyLimits
+    suite: SuiteLimits
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """policy.toml: which evidence suffices for which kind of device, and the limits by compute class."""
+
+    schema: int
+    attestation: dict[DeviceKind, EvidenceLevel]
+    limits: dict[Precision, ClassLimits]
+
+    def limits_of(self, compute_class: Precision) -> ClassLimits:
+        """The limits of a compute class. Raises PolicyError when the policy has none."""
+        if compute_class not in self.limits:
+            raise PolicyError(
+                f"the policy has no limits for {compute_class.value}", f"add a table [limits.{compute_class.value}]"
+            )
+        return self.limits[compute_class]
+
+
+def read_policy(path: Path) -> Policy:
+    """Read policy.toml. Raises PolicyError naming the field that breaks the schema."""
+    try:
+        policy = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Policy)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise PolicyError(f"{path}: {error}", "mend the file, or name another with --policy FILE") from None
+    if policy.schema != 1:
+        raise PolicyError(f"{path} has schema {policy.schema}; this version reads 1", "update the file")
+    for kind in DeviceKind:
+        if kind not in policy.attestation:
+            raise PolicyError(f"{path} does not say which evidence suffices for a {kind.value}", "add it")
+    for name, limit in _limits(policy):
+        if not math.isfinite(limit.limit) or not limit.origin.strip():
+            raise PolicyError(f"{path}: {name} is not finite or has no origin", "give each limit both")
+    return policy
+
+
+def _limits(policy: Policy) -> Iterator[tuple[str, Limit]]:
+    for precision, found in policy.limits.items():
+        for group in ("logits", "greedy", "suite"):
+            for key, limit in msgspec.structs.asdict(getattr(found, group)).items():
+                yield f"limits.{precision.value}.{group}.{key}", limit
+
+
+def compute_class(weights: Precision, arithmetic: Precision | None) -> Precision:
+    """The class by whose limits a session is judged: the coarser of its weights and of its arithmetic."""
+    if arithmetic is None:
+        return weights
+    return max(weights, arithmetic, key=lambda p: _COARSENESS[p])

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import PolicyError
+from harness.policy import Limit, read_policy
+from harness.target import Precision
+
+_POLICY = """\
+schema = 1
+[attestation]
+cpu = "by-construction"
+gpu = "by-construction"
+npu = "measured"
+[limits.int4]
+logits.kl_mean = { limit = 1.5, origin = "measured" }
+logits.kl_worst = { limit = 1, origin = "measured" }
+logits.relative_mean = { limit = 1, origin = "measured" }
+logits.relative_worst = { limit = 1, origin = "measured" }
+greedy.divergence_margin = { limit = 1, origin = "measured" }
+greedy.regret_worst = { limit = 1, origin = "measured" }
+suite.kl_mean = { limit = 1, origin = "measured" }
+suite.top1_min = { limit = 1, origin = "measured" }
+suite.greedy_match_min = { limit = 1, origin = "measured" }
+"""
+
+
+def test_a_policy_is_read_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(_POLICY, encoding="utf-8")
+    assert read_policy(path).limits_of(Precision.INT4).logits.kl_mean == Limit(1.5, "measured")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("schema = 1", "schema = 2", "schema 2"),
+        ("schema = 1\n", "", "schema"),
+        ('npu = "measured"\n', "", "npu"),
+        ('npu = "measured"', 'npu = "certain"', "certain"),
+        ('cpu = "by', 'tpu = "by', "tpu"),
+        ("[limits.int4]", "[limits.int3]", "int3"),
+        ("logits.kl_worst", "logits.kl_wurst", "kl_wurst"),
+        ('suite.top1_min = { limit = 1, origin = "measured" }\n', "", "top1_min"),
+        ("limit = 1.5", 'limit = "1.5"', "kl_mean"),
+        ('{ limit = 1.5, origin = "measured" }', "1.5", "kl_mean"),
+        ('limit = 1.5, origin = "measured"', "limit = 1.5", "origin"),
+        ('limit = 1.5, origin = "measured"', 'limit = 1.5, origin = ""', "origin"),
+        ("limit = 1.5", "limit = nan", "kl_mean"),
+        ("limit = 1.5", "limit = inf", "kl_mean"),
+        ("[limits.int4]", "[limits.int4", "line 6"),
+    ],
+)
+def test_a_broken_policy_is_refused_by_file_and_field(tmp_path: Path, old: str, new: str, named: str) -> None:
+    assert old in _POLICY
+    path = tmp_path / "policy.toml"
+    path.write_text(_POLICY.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(PolicyError) as caught:
+        read_policy(path)
+    assert str(path) in caught.value.problem
+    assert named in caught.value.problem
+    assert caught.value.remedy
+
+
+def test_a_missing_policy_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"none\.toml") as caught:
+        read_policy(tmp_path / "none.toml")
+    assert "--policy" in caught.value.remedy
+
+
+def test_a_policy_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_bytes(_POLICY.encode().replace(b"measured", b"gem\xe4\xdfen"))
+    with pytest.raises(PolicyError, match=r"policy\.toml"):
+        read_policy(path)
