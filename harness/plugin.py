@@ -196,8 +196,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def _judges_hardware(config: pytest.Config) -> bool:
     suites = TREE / "conformance"
-    paths = [(config.invocation_params.dir / argument.split("::")[0]).resolve() for argument in config.args]
-    return any(path.is_relative_to(suites) or suites.is_relative_to(path) for path in paths)
+    return any(path.is_relative_to(suites) or suites.is_relative_to(path) for path in _paths(config))
+
+
+def _paths(config: pytest.Config) -> list[Path]:
+    return [(config.invocation_params.dir / argument.split("::")[0]).resolve() for argument in config.args]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -272,8 +275,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def _whole_run(config: pytest.Config) -> bool:
     """Whether every case of the project's own suites was collected, so that an unused waiver is stale."""
     state = config.stash[STATE]
-    defaults = {str(config.rootpath), *config.getini("testpaths")}
-    return not state.options.prompts and not state.options.targets and set(config.args) <= defaults
+    everything = all((TREE / "conformance").is_relative_to(path) for path in _paths(config))
+    return everything and not state.options.prompts and not state.options.targets
 
 
 def stale_waivers(state: State) -> list[str]:

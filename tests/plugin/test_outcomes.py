@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+WAIVER = """
+schema = 1
+[[waiver]]
+id = "known-nan"
+targets = "planted:cpu:*"
+cases = ["test_logits[[]first]"]
+outcomes = ["FAIL"]
+versions = { phi3-planted = "==1.0" }
+reason = "a planted fault"
+url = "https://example.org/1"
+owner = "the tests"
+expires = 2099-01-01
+"""
 CASES = 1 + 2 + 4 * 3  # attestation, two of the suite, four tests of three prompts
 
 
@@ -162,3 +176,58 @@ def test_last_token_logits_are_judged_where_a_session_declares_them(conform: Any
     result = conform("-k", "test_logits", fault="declares-last-token,last-token-only")
     assert result.status == 0, result.text
     assert all(case.numbers["positions"] < 12 for case in result.cases if case.test == "test_logits")
+
+
+def test_a_test_that_judges_nothing_fails_and_a_defect_of_a_test_keeps_its_traceback(
+    conform: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "test_mine.py"
+    path.write_text(
+        "def test_idle(session):\n    pass\n\n\ndef test_broken(session):\n    session.no_such_thing()\n",
+        encoding="utf-8",
+    )
+    result = conform(str(path), "-k", "test_idle or test_broken")
+    assert result.outcomes() == Counter({"FAIL": 1, "ERROR(compare)": 1})
+    assert "the test ended without judging anything" in result.text
+    assert "AttributeError" in result.text
+    assert "session.no_such_thing()" in result.text
+
+
+def test_a_waived_case_is_run_and_fails_on_the_day_it_passes(conform: Any, tmp_path: Path) -> None:
+    path = tmp_path / "waivers.toml"
+    path.write_text(WAIVER, encoding="utf-8")
+    waived = conform(f"--waivers={path}", "-k", "test_logits and first", fault="nan")
+    assert waived.outcomes() == Counter(WAIVED=1)
+    assert waived.status == 0
+    assert "known-nan (1 case)" in waived.text
+    passing = conform(f"--waivers={path}", "-k", "test_logits and first")
+    assert passing.outcomes() == Counter(FAIL=1)
+    assert "delete or narrow the waiver" in passing.text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault", "words"),
+    [
+        ("2099-01-01", "2020-01-01", "nan", "expired on 2020-01-01"),
+        ('["FAIL"]', '["ERROR(run)"]', "nan", "nan among the logits"),
+        ('"==1.0"', '"==2.0"', "nan", "nan among the logits"),
+    ],
+)
+def test_a_waiver_covers_only_what_it_states(
+    conform: Any, tmp_path: Path, old: str, new: str, fault: str, words: str
+) -> None:
+    path = tmp_path / "waivers.toml"
+    assert old in WAIVER
+    path.write_text(WAIVER.replace(old, new), encoding="utf-8")
+    result = conform(f"--waivers={path}", "-k", "test_logits and first", fault=fault)
+    assert result.outcomes() == Counter(FAIL=1)
+    assert words in result.text
+
+
+def test_a_waiver_that_matches_no_case_fails_a_whole_run(conform: Any, tmp_path: Path) -> None:
+    path = tmp_path / "waivers.toml"
+    path.write_text(WAIVER.replace("planted:cpu:*", "planted:moon:*"), encoding="utf-8")
+    # A selection by -m or -k still collects everything, so the run is whole; the absent device keeps it short.
+    result = conform(f"--waivers={path}", "-m", "npu-library", "-p", "no:xdist", targets="", options=[])
+    assert result.status == 1
+    assert "waiver 'known-nan' matches no case" in result.text
