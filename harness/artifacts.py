@@ -31,6 +31,8 @@ class ArtifactManifest(msgspec.Struct, frozen=True):
     recipe: Recipe
     versions: dict[str, str]
     command: list[str]
+    sha256: str
+    bytes: int
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -96,8 +98,11 @@ def ensure_exported(
             if manifest is None:
                 announce(f"exporting {checkpoint.name} for {backend}: {recipe.name}")
                 manifest = _export(checkpoint, checkpoint_key, recipe, versions, export, folder)
-        sha256, size = _measure(folder)
-    return Artifact(folder, "exported", recipe.name, sha256, size, manifest.versions, manifest.command)
+        if _measure(folder) != (manifest.sha256, manifest.bytes):
+            raise StageError(Stage.PREPARE, f"{folder} was changed after it was exported", "delete the folder")
+    return Artifact(
+        folder, "exported", recipe.name, manifest.sha256, manifest.bytes, manifest.versions, manifest.command
+    )
 
 
 def _export(
@@ -108,8 +113,9 @@ def _export(
     export: Callable[[Path], list[str]],
     folder: Path,
 ) -> ArtifactManifest:
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed; the lock says nobody uses it
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    for left in folder.parent.glob(f"{folder.name}.partial*"):  # by a run that was killed; the lock says nobody uses it
+        shutil.rmtree(left, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)  # without its manifest it is not whole
     out = partial / "artifact"
     partial.mkdir()
@@ -117,7 +123,7 @@ def _export(
         command = [_anonymous(part, out, checkpoint) for part in export(out)]
         if not out.is_dir() or not any(out.iterdir()):
             raise StageError(Stage.PREPARE, f"the exporter ended without error and wrote nothing: {' '.join(command)}")
-        manifest = ArtifactManifest(checkpoint.name, checkpoint_key, recipe, versions, command)
+        manifest = ArtifactManifest(checkpoint.name, checkpoint_key, recipe, versions, command, *_measure(out))
         (out / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
         out.rename(folder)
         return manifest

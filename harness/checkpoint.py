@@ -63,12 +63,14 @@ class Checkpoint(msgspec.Struct, frozen=True):
     def window(self) -> int:
         """The sliding window in tokens.
 
-        Where none is in effect (none stated, or longer than the context): half the context, the length
-        past which onnxruntime-genai#552 went wrong.
+        Where none is in effect (none stated, or longer than half the context): the length at which LongRoPE
+        switches, else half the context, past which onnxruntime-genai#552 went wrong.
         """
         window = self.config.get("sliding_window")
         half = self.max_tokens // 2
-        return int(window) if window and int(window) <= half else half
+        if window and int(window) <= half:
+            return int(window)
+        return min(half, int(self.config.get("original_max_position_embeddings") or half))
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
@@ -86,6 +88,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
         """Hash weights, tokenizer and configuration; weights are hashed once and remembered."""
         tokenizer = [self.path / name for name in _TOKENIZER_FILES if (self.path / name).is_file()]
         config = [p for p in (self.path / "config.json", self.path / "generation_config.json") if p.is_file()]
+        config += sorted(self.path.glob("*.py"))
         return Fingerprint(
             weights=_hash_named((p.name, cached_sha256(p)) for p in self.weight_files),
             tokenizer=_hash_named((p.name, sha256_text(p)) for p in tokenizer),
@@ -140,6 +143,13 @@ def _check_numbers(path: Path, config: dict[str, Any]) -> None:
                 f"{path / 'config.json'}: {key} is {config.get(key)!r}, not a positive whole number",
                 "restore the checkpoint's original config.json",
             )
+    for key in ("sliding_window", "num_key_value_heads", "original_max_position_embeddings"):
+        least = 0 if key == "sliding_window" else 1
+        if config.get(key) is not None and (not isinstance(config[key], int) or config[key] < least):
+            raise CheckpointError(
+                f"{path / 'config.json'}: {key} is {config[key]!r}, neither null nor a positive whole number",
+                "restore the checkpoint's original config.json",
+            )
 
 
 def _short_name(name: str) -> str:
@@ -172,6 +182,8 @@ def _first_line(error: Exception) -> str:
 
 def _weight_files(path: Path) -> tuple[Path, ...]:
     index = path / "model.safetensors.index.json"
+    if index.is_file() and (path / "model.safetensors").is_file():
+        raise CheckpointError(f"{path} has both model.safetensors and {index.name}", "delete the one that is not meant")
     if index.is_file():
         weight_map = _read_json(index).get("weight_map")
         found = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
@@ -263,16 +275,19 @@ def cached_sha256(path: Path) -> str:
         return sha256_file(path)
     key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     folder = platformdirs.user_cache_path("phi3-conformance", appauthor=False)
-    folder.mkdir(parents=True, exist_ok=True)
     store = folder / "sha256.json"
-    with filelock.FileLock(folder / "sha256.lock"):
-        known = _read_known(store)
-        if key not in known:
-            known[key] = sha256_file(path)
-            partial = store.with_suffix(".partial")
-            partial.write_text(json.dumps(known), encoding="utf-8")
-            partial.replace(store)
-    return known[key]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / "sha256.lock"):
+            known = _read_known(store)
+            if key not in known:
+                known[key] = sha256_file(path)
+                partial = store.with_suffix(".partial")
+                partial.write_text(json.dumps(known), encoding="utf-8")
+                partial.replace(store)
+        return known[key]
+    except OSError:  # no place to remember it in
+        return sha256_file(path)
 
 
 def _read_known(store: Path) -> dict[str, str]:

@@ -44,13 +44,16 @@ class Verdict(msgspec.Struct, frozen=True):
     message: str = ""
 
 
-def judge_evidence(evidence: Evidence, kind: DeviceKind, policy: Policy) -> Verdict:
-    """Whether it is shown that a device of the kind asked for computed."""
+def judge_evidence(evidence: Evidence, kind: DeviceKind, policy: Policy, index: int | None = None) -> Verdict:
+    """Whether it is shown that a device of the kind asked for computed, and the one of that index if one was named."""
     found = ", ".join(evidence.devices) or "nothing"
     numbers = {"level": float(_LEVELS[evidence.level])}
     limits = {"level": float(_LEVELS[policy.attestation[kind]])}
     if evidence.kinds != (kind,):
         message = f"a {kind.value} was asked for; {evidence.source} names {found}"
+        return Verdict(Outcome.UNATTESTED, numbers, limits, message)
+    if index is not None and not all(device.endswith((f".{index}", f":{index}")) for device in evidence.devices):
+        message = f"the device of index {index} was asked for; {evidence.source} names {found}"
         return Verdict(Outcome.UNATTESTED, numbers, limits, message)
     if numbers["level"] < limits["level"]:
         message = (

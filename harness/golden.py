@@ -141,8 +141,7 @@ class Golden:
         with safe_open(path, framework="np") as file:
             if prompt_id not in file.keys():  # noqa: SIM118 - safe_open is no mapping
                 return None
-            states: NDArray[np.float32] = file.get_tensor(prompt_id)
-            return states
+        return self._tensor(HIDDEN, prompt_id)
 
     def _tensor(self, name: str, key: str) -> NDArray[Any]:
         try:
@@ -182,14 +181,15 @@ def open_golden(roots: Sequence[Path], checkpoint: Checkpoint, fingerprint: Fing
     truncated, tampered with, of another schema, or of another checkpoint or other prompts.
     """
     prompts, path = str(suite.path), str(checkpoint.path)
-    remedy = record_command(prompts, path)
-    for root in roots:
-        if (root / suite.name / MANIFEST).is_file():
-            folder = root / suite.name
-            break
-    else:
+    found = [root for root in roots if (root / suite.name / MANIFEST).is_file()]
+    if not found:
+        remedy = record_command(prompts, path)
         raise GoldenError(f"there is no golden of {checkpoint.name} for the prompts {suite.name!r}", remedy)
-    remedy = record_command(prompts, path, str(root))
+    root = next((root for root in found if _suite_hash(root / suite.name) == suite.sha256), found[0])
+    folder = root / suite.name
+    # A user's own suite may have the name of a bundled one, whose golden must not be overwritten.
+    foreign = root.is_relative_to(TREE) and not suite.path.resolve().is_relative_to(TREE)
+    remedy = record_command(prompts, path, "" if foreign else str(root))
     golden = verify_files(folder, remedy)
     manifest = golden.manifest
     if manifest.fingerprint != fingerprint:
@@ -229,6 +229,18 @@ def verify_files(folder: Path, remedy: str = "") -> Golden:
 
 class _SchemaOnly(msgspec.Struct):
     schema: int
+
+
+class _SuiteOnly(msgspec.Struct):
+    suite_sha256: str
+
+
+def _suite_hash(folder: Path) -> str | None:
+    """The hash of the suite that a golden was recorded on, None where its manifest cannot be read."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_SuiteOnly).suite_sha256
+    except (OSError, msgspec.DecodeError, RecursionError):
+        return None
 
 
 def _verify_file(folder: Path, name: str, expected: File, remedy: str) -> None:

@@ -122,7 +122,8 @@ class Judge:
         return Verdict(Outcome.FAIL, {"broken_prompts": float(len(broken))}, {}, "\n".join(lines))
 
     def _evidence(self) -> Verdict:
-        return compare.judge_evidence(self.session.evidence(), self.session.kind, self.policy)
+        session = self.session
+        return compare.judge_evidence(session.evidence(), session.kind, self.policy, session.target.index)
 
     def _conclude(self, verdict: Verdict, prompt: PromptCase | None = None) -> None:
         """Keep a verdict; raise it unless it is PASS and the device is attested."""

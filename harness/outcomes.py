@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import shlex
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -13,8 +15,8 @@ from harness.errors import HarnessError, NotRun, StageError
 from harness.fixtures import JUDGE, SESSION, CaseId
 from harness.judge import CaseFailed
 from harness.record import CaseRecord
-from harness.state import State, as_plain
-from harness.waivers import Waiver, find_waiver
+from harness.state import DEFAULT_CHECKPOINT, POLICY, WAIVERS, State, as_plain
+from harness.waivers import Waiver, applying_waivers
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -87,28 +89,31 @@ def _of_error(error: BaseException) -> Finding | None:
         return Finding(Verdict(Outcome.NOT_RUN, {}, {}, str(error)))
     if isinstance(error, HarnessError):
         return Finding(Verdict(Outcome.ERROR, {}, {}, str(error)), "compare")
-    if isinstance(error, Exception):
-        return Finding(Verdict(Outcome.ERROR, {}, {}, f"{type(error).__name__}: {error}"), "compare", traceback=True)
-    return None
+    if isinstance(error, (KeyboardInterrupt, pytest.exit.Exception)):
+        return None  # the run ends; this case has no outcome
+    return Finding(Verdict(Outcome.ERROR, {}, {}, f"{type(error).__name__}: {error}"), "compare", traceback=True)
 
 
 def _waived(state: State, item: pytest.Item, case: CaseId, finding: Finding) -> tuple[Finding, Waiver | None]:
     session = item.session.stash.get(SESSION, None)
     versions = session.versions() if session is not None and session.target == case.target else {}
-    waiver = find_waiver(state.waivers(), case.target, case.case, versions)
-    if waiver is None:
+    applying = applying_waivers(state.waivers(), case.target, case.case, state.checkpoint()[0].name, versions)
+    if not applying:
         return finding, None
+    verdict = finding.verdict
+    waiver = next((w for w in applying if w.expects(finding.label, verdict.message)), None)
+    if waiver is None and verdict.outcome is not Outcome.PASS:
+        return finding, None
+    waiver = waiver or applying[0]
     if waiver.expired(datetime.date.today()):
         note = f"waiver {waiver.id!r} expired on {waiver.expires}: look at {waiver.url}, then extend or delete it"
-        return _changed(finding, Outcome.FAIL, f"{finding.verdict.message}\n  {note}".strip()), waiver
-    if finding.verdict.outcome is Outcome.PASS:
+        return _changed(finding, Outcome.FAIL, f"{verdict.message}\n  {note}".strip()), waiver
+    if verdict.outcome is Outcome.PASS:
         note = (
             f"passes, though waiver {waiver.id!r} expects {' or '.join(waiver.outcomes)}: delete or narrow the waiver"
         )
         return _changed(finding, Outcome.FAIL, f"{case.target}  {case.case} {note}"), waiver
-    if finding.label in waiver.outcomes:
-        return _changed(finding, Outcome.WAIVED, finding.verdict.message), waiver
-    return finding, None
+    return _changed(finding, Outcome.WAIVED, verdict.message), waiver
 
 
 def _changed(finding: Finding, outcome: Outcome, message: str) -> Finding:
@@ -127,5 +132,22 @@ def _show(report: pytest.TestReport, item: pytest.Item, finding: Finding, waiver
     elif outcome is not Outcome.UNSUPPORTED:
         report.outcome = "failed"
         if not finding.traceback:
-            command = f"reproduce: pytest {shlex.quote(item.nodeid)}"
-            report.longrepr = f"{finding.label}\n{finding.verdict.message}\n  {command}"
+            words = ["pytest", *_given_options(item.config), item.nodeid]
+            command = subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+            report.longrepr = f"{finding.label}\n{finding.verdict.message}\n  reproduce: {command}"
+
+
+def _given_options(config: pytest.Config) -> list[str]:
+    """The options of this run without which a case is another: as given, in the form `--name=value`."""
+    given = []
+    for name in ("checkpoint", "golden", "prompts", "artifact", "recipe", "interpreter", "policy", "waivers"):
+        value = config.getoption(name)
+        if value not in (None, []) and not _is_default(name, value):
+            values = value if isinstance(value, list) else [value]
+            given += [f"--{name}={item}" for item in values]
+    return given
+
+
+def _is_default(name: str, value: object) -> bool:
+    defaults = {"checkpoint": str(DEFAULT_CHECKPOINT), "policy": POLICY, "waivers": WAIVERS}
+    return name in defaults and value == defaults[name]

@@ -68,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _options(config: pytest.Config) -> Options:
     get = config.getoption
-    now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+    now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
     return Options(
         checkpoint=get("checkpoint"),
         golden=get("golden"),
@@ -215,7 +215,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     if config.getoption("collectonly"):
         return
-    complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    complete = ended and not session.shouldfail and not session.shouldstop
     problems = [f"--require {wanted}: nothing ran on it" for wanted in state.unmet()]
     if complete and state.cases and _whole_run(config):
         problems += stale_waivers(state)

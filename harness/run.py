@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from harness.backend import Backend, DeviceReport
 from harness.checkpoint import Checkpoint, Fingerprint
 from harness.devices import find_interpreter
-from harness.errors import GoldenError, HarnessError, Stage, StageError
+from harness.errors import GoldenError, HarnessError, ResourceError, Stage, StageError
 from harness.golden import TREE, Case, Golden, open_golden
 from harness.policy import Policy
 from harness.prompts import PromptSuite
-from harness.recording import start_reference
+from harness.recording import check_memory, start_reference
 from harness.target import DeviceKind, Target, Unavailable
 from harness.worker import Worker
 
@@ -62,7 +62,7 @@ class PromptCase(msgspec.Struct, frozen=True):
 
 
 class Run:
-    """Backends, goldens, workers and caches of one process. Close it, or leave its `with` block."""
+    """Backends, goldens, workers and caches of one process. `close` stops the workers that no session owns."""
 
     def __init__(self, settings: Settings, backends: Mapping[str, Backend], announce: Callable[[str], None]) -> None:
         self.settings = settings
@@ -105,7 +105,11 @@ class Run:
         backend = self.backends[target.backend]
         worker = self.new_worker(str(target), backend)
         worker.start()
-        worker.call(Stage.LOAD, "open", backend=backend.name)
+        try:
+            worker.call(Stage.LOAD, "open", backend=backend.name)
+        except BaseException:
+            worker.stop()
+            raise
         return worker
 
     def find_device(self, target: Target) -> DeviceReport | Unavailable:
@@ -123,6 +127,8 @@ class Run:
                 found |= _reports(worker.call(Stage.DISCOVER, "discover", devices=[target.device]))
             finally:
                 worker.stop()
+        if target.device not in found:
+            raise StageError(Stage.DISCOVER, f"the backend {target.backend} says nothing of the device {target.device}")
         return found[target.device]
 
     def _discover(self, backend: Backend) -> dict[str, DeviceReport | Unavailable] | Unavailable | StageError:
@@ -156,7 +162,7 @@ class Run:
 
     def _ask_reference(self, tokens: list[int]) -> NDArray[np.float32]:
         if self._reference is None:
-            self._reference = self._start_reference()
+            self._reference = self._start_reference(len(tokens))
         if isinstance(self._reference, StageError):
             raise self._reference
         try:
@@ -168,11 +174,12 @@ class Run:
             raise _no_reference(error) from None
         return rows
 
-    def _start_reference(self) -> Worker | StageError:
+    def _start_reference(self, length: int) -> Worker | StageError:
         worker = self.new_worker("reference", self.backends["pytorch"])
         try:
+            check_memory(self.settings.checkpoint, length)
             start_reference(self.settings.checkpoint, worker, trust_remote_code=self.settings.trust_remote_code)
-        except (StageError, GoldenError) as error:
+        except (StageError, GoldenError, ResourceError) as error:
             worker.stop()
             return _no_reference(error)
         return worker

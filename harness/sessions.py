@@ -39,9 +39,15 @@ class TargetSession:
         self._worker: Worker | None = None
         self._known: dict[tuple[str, str, str], Any] = {}
         self._evidence: Evidence | None = None
+        self._computed = False
 
     def start(self) -> None:
-        """Prepare the artifact and load it. Raises StageError with the stage that failed."""
+        """Prepare the artifact and load it. Raises StageError with the stage that failed.
+
+        What an earlier process answered is forgotten: its evidence would not be this one's.
+        """
+        self._evidence, self._computed = None, False
+        self._known = {key: value for key, value in self._known.items() if isinstance(value, StageError)}
         backend = self.run.backends[self.target.backend]
         self._worker = self.run.take_worker(self.target)
         try:
@@ -59,6 +65,12 @@ class TargetSession:
             self._worker.stop()
             raise
         self.info = msgspec.convert(info, SessionInfo)
+        if self.info.arithmetic in (Precision.INT8, Precision.INT4):
+            raise StageError(
+                Stage.LOAD,
+                f"{self.target} says that it computes in {self.info.arithmetic.value}: arithmetic is a float precision",
+                "mend the adapter: integer products with float scales are the arithmetic of those scales",
+            )
         expected = self.run.settings.checkpoint.vocabulary
         if self.info.vocabulary != expected:
             raise StageError(
@@ -81,7 +93,9 @@ class TargetSession:
         return self._remember("generate", prompt, lambda: self._generate(prompt))
 
     def evidence(self) -> Evidence:
-        """Where the session's calls were computed."""
+        """Where the session's calls were computed; a counter says nothing before anything was, so two tokens are."""
+        if not self._computed:
+            self._call("teacher_force", prompt=[0], continuation=[0])
         if self._evidence is None:
             self._evidence = msgspec.convert(self._call("evidence"), Evidence)
         return self._evidence
@@ -161,12 +175,22 @@ class TargetSession:
 
     def _call(self, operation: str, **arguments: Any) -> Any:
         if self._worker is None or not self._worker.running:
-            if self.deaths >= MAX_DEATHS:
-                raise NotRun(f"{self.target} was given up after its worker had died {self.deaths} times")
-            self.start()
+            self._restart()
         assert self._worker is not None
         try:
-            return self._worker.call(Stage.RUN, operation, **arguments)
+            value = self._worker.call(Stage.RUN, operation, **arguments)
         except (WorkerDied, WorkerTimeout):
+            self.deaths += 1
+            raise
+        if operation != "evidence":
+            self._computed, self._evidence = True, None
+        return value
+
+    def _restart(self) -> None:
+        if self.deaths >= MAX_DEATHS:
+            raise NotRun(f"{self.target} was given up after its worker had died {self.deaths} times")
+        try:
+            self.start()
+        except StageError:
             self.deaths += 1
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import fnmatch
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from harness.record import (
 )
 from harness.run import Run, Settings
 from harness.sessions import TargetSession
-from harness.target import DeviceKind, Target
+from harness.target import DeviceKind, Target, matches
 from harness.waivers import Waiver, read_waivers
 
 DEFAULT_CHECKPOINT = TREE / "golden" / "phi-3-tiny" / "checkpoint"
@@ -134,9 +135,19 @@ class State:
 
     def check(self) -> None:
         """Read every file that the options name, so that a bad one stops the run before it begins."""
-        self.targets()
+        targets = self.targets()
         self.waivers()
         settings = self._settings()
+        for option, pairs in (("--artifact", settings.artifacts), ("--recipe", settings.recipes)):
+            for pattern, _ in pairs:
+                if not any(matches(target, pattern) for target in targets):
+                    raise UsageError(f"{option} {pattern!r} matches no target of this run", "mend it, or --targets")
+        for pattern, folder in settings.artifacts:
+            if not folder.is_dir():
+                raise UsageError(f"--artifact {pattern}: there is no artifact folder {folder}", "name a folder")
+        for backend in settings.interpreters:
+            if backend not in self.backends:
+                raise UsageError(f"--interpreter {backend!r} is no backend", f"one of {', '.join(self.backends)}")
         for suite in self.suites():
             open_golden(settings.golden_roots, settings.checkpoint, settings.fingerprint, suite)
 
@@ -160,7 +171,7 @@ class State:
 
     def unmet(self) -> list[str]:
         """The --require demands that no judged case meets."""
-        judged = {Target.parse(case.target) for case in self.cases if case.outcome not in ("UNSUPPORTED", "NOT_RUN")}
+        judged = {Target.parse(case.target) for case in self.cases if case.outcome in ("PASS", "FAIL")}
         return [wanted for wanted in self.options.require if not any(self._meets(t, wanted) for t in judged)]
 
     def _meets(self, target: Target, wanted: str) -> bool:
@@ -237,6 +248,8 @@ def parse_timeouts(texts: Sequence[str]) -> dict[Stage, float]:
         stage, _, seconds = text.partition("=")
         try:
             timeouts[Stage(stage)] = float(seconds)
+            if stage == Stage.COMPARE.value or not 0 < float(seconds) < math.inf:
+                raise ValueError(text)
         except ValueError:
             stages = ", ".join(s.value for s in Stage if s is not Stage.COMPARE)
             raise UsageError(f"--stage-timeout {text!r} is not STAGE=SECONDS", f"stages: {stages}") from None

@@ -65,10 +65,10 @@ class Target(msgspec.Struct, frozen=True, order=True):
         return self.device.split(".")[0]
 
     @property
-    def index(self) -> int:
-        """The device's index: 1 for `gpu.1`, 0 where there is none."""
+    def index(self) -> int | None:
+        """The device's index: 1 for `gpu.1`, None where there is none."""
         _, _, index = self.device.partition(".")
-        return int(index) if index.isdigit() else 0
+        return int(index) if index.isdigit() else None
 
     def __str__(self) -> str:
         parts = [self.backend, self.device, self.precision.value]

@@ -27,28 +27,40 @@ _OUTCOME = re.compile(r"FAIL|UNATTESTED|NOT_RUN|ERROR\((?:discover|prepare|load|
 class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One known defect.
 
-    `targets` is a glob over targets, `cases` are globs over `test_name[suite-or-prompt]`. `outcomes` are the
-    only outcomes that are waived, such as `FAIL` or `ERROR(run)`: another failure of the same case is not
-    the known one. `versions` maps distributions to the version ranges that have the defect. `expires` is
-    the first day on which the waiver no longer counts.
+    `targets` is a glob over targets, `cases` are globs over `test_name[suite-or-prompt]`, `checkpoints` over
+    names of checkpoints; `versions` maps distributions to the version ranges that have the defect.
+    `outcomes` are the only outcomes that are waived, such as `FAIL` or `ERROR(run)`, and `message` is a
+    regular expression found in the message of the defect: another failure of the same case is not the known
+    one. `expires` is the first day on which the waiver no longer counts.
     """
 
     id: str
     targets: str
     cases: tuple[str, ...]
     outcomes: tuple[str, ...]
+    message: str
+    checkpoints: tuple[str, ...]
     versions: dict[str, str]
     reason: str
     url: str
     owner: str
     expires: datetime.date
 
-    def applies(self, target: Target, case: str, versions: Mapping[str, str]) -> bool:
-        """Whether target, case and the installed versions are those of the defect."""
-        return self.covers(target, case) and all(
-            name in versions and SpecifierSet(wanted).contains(versions[name], prereleases=True)
-            for name, wanted in self.versions.items()
+    def applies(self, target: Target, case: str, checkpoint: str, versions: Mapping[str, str]) -> bool:
+        """Whether target, case, checkpoint and the installed versions are those of the defect."""
+        known = any(fnmatch.fnmatchcase(checkpoint, glob) for glob in self.checkpoints)
+        return (
+            known
+            and self.covers(target, case)
+            and all(
+                name in versions and SpecifierSet(wanted).contains(versions[name], prereleases=True)
+                for name, wanted in self.versions.items()
+            )
         )
+
+    def expects(self, outcome: str, message: str) -> bool:
+        """Whether a failure is the known one: its outcome, such as `ERROR(run)`, and its message."""
+        return outcome in self.outcomes and re.search(self.message, message) is not None
 
     def covers(self, target: Target, case: str) -> bool:
         """Whether the globs match, whatever is installed."""
@@ -88,8 +100,13 @@ def _problem(waiver: Waiver) -> str | None:
             return f"has an empty {name}"
     if not waiver.url.startswith("https://"):
         return f"has the url {waiver.url!r}, which does not begin with https://"
-    if not waiver.outcomes or not waiver.cases:
-        return "waives no outcome or no case"
+    if not waiver.outcomes or not waiver.cases or not waiver.checkpoints:
+        return "waives no outcome, no case or no checkpoint"
+    try:
+        if not waiver.message or re.compile(waiver.message).search(""):
+            return f"has the message {waiver.message!r}, which is found in any"
+    except re.error as error:
+        return f"has {waiver.message!r} as its message, which is no regular expression: {error}"
     for outcome in waiver.outcomes:
         if not _OUTCOME.fullmatch(outcome):
             return f"waives {outcome!r}, which is no outcome that fails"
@@ -101,6 +118,8 @@ def _problem(waiver: Waiver) -> str | None:
     return None
 
 
-def find_waiver(waivers: tuple[Waiver, ...], target: Target, case: str, versions: Mapping[str, str]) -> Waiver | None:
-    """The first waiver that applies, expired or not: an expired one fails its case by name."""
-    return next((waiver for waiver in waivers if waiver.applies(target, case, versions)), None)
+def applying_waivers(
+    waivers: tuple[Waiver, ...], target: Target, case: str, checkpoint: str, versions: Mapping[str, str]
+) -> list[Waiver]:
+    """The waivers that apply, expired or not: an expired one fails its case by name."""
+    return [waiver for waiver in waivers if waiver.applies(target, case, checkpoint, versions)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ def _unpack_array(value: dict[str, Any]) -> NDArray[Any]:
     content = value[_ARRAY]
     if isinstance(content, bytes):
         return np.frombuffer(content, dtype=value["dtype"]).reshape(value["shape"])
-    mapped: NDArray[Any] = np.load(content, mmap_mode="r", allow_pickle=False)
-    # POSIX keeps the mapping alive without the name; Windows refuses, and the scratch folder goes at the end.
+    # POSIX keeps a mapping alive without its name; Windows would keep the file, so there it is read.
+    found: NDArray[Any] = np.load(content, mmap_mode=None if sys.platform == "win32" else "r", allow_pickle=False)
     with contextlib.suppress(PermissionError):
         Path(content).unlink()
-    return mapped
+    return found

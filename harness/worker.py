@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import execnet
+import psutil
 
 from harness import __version__
 from harness.errors import Stage, StageError, WorkerDied, WorkerRaised, WorkerTimeout
@@ -65,6 +66,7 @@ class Worker:
         self._group: execnet.Group | None = None
         self._gateway: Any = None
         self._channel: Any = None
+        self._busy = False
 
     @property
     def running(self) -> bool:
@@ -105,9 +107,11 @@ class Worker:
         """
         if self._channel is None:
             raise StageError(stage, f"the worker of {self.label} is not running")
+        self._busy = True
         try:
             self._channel.send((operation, pack(arguments, self._scratch)))
             answer = self._channel.receive(self._timeouts[stage])
+            self._busy = False
         except execnet.TimeoutError:
             tail = self.log_tail()
             self.kill()
@@ -124,6 +128,8 @@ class Worker:
 
     def stop(self) -> None:
         """Ask the process to release its session and end; kill it when it will not."""
+        if self._busy:  # interrupted in the middle of a call: it would not listen
+            self.kill()
         if self._channel is not None:
             with contextlib.suppress(OSError, EOFError, execnet.TimeoutError, execnet.RemoteError):
                 self._channel.send(None)
@@ -131,8 +137,9 @@ class Worker:
         self._drop()
 
     def kill(self) -> None:
-        """End the process at once."""
+        """End the process at once, with what it started: an exporter would go on writing."""
         if self._gateway is not None:
+            _kill_children(self.pid)
             self._gateway._io.kill()
         self._drop()
 
@@ -193,6 +200,13 @@ class Worker:
         if self._group is not None:
             self._group.terminate(timeout=_LAST_WORDS_SECONDS)
         self._group = self._gateway = self._channel = None
+        self._busy = False
+
+
+def _kill_children(pid: int | None) -> None:
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(pid).children(recursive=True) if pid is not None else ():
+            child.kill()
 
 
 def _last_words(lines: list[str]) -> list[str]:

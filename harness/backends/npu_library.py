@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.backend import DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
 from harness.backends.causal_lm import CausalLMSession
+from harness.errors import UsageError
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 
 _DISTRIBUTION = "intel-npu-acceleration-library"
@@ -29,8 +30,10 @@ class NpuLibraryBackend:
         """The NPU at the three precisions the library compiles to."""
         return [Target(self.name, "npu", p) for p in (Precision.FP16, Precision.INT8, Precision.INT4)]
 
-    def recipe(self, target: Target, name: str | None) -> Recipe | None:  # noqa: ARG002
+    def recipe(self, target: Target, name: str | None) -> Recipe | None:
         """Nothing is exported: the library quantises the checkpoint while loading it."""
+        if name is not None:
+            raise UsageError(f"{target} has no recipe {name!r}: the checkpoint itself is loaded", "leave --recipe out")
         return None
 
     def discover(self, devices: Sequence[str]) -> dict[str, DeviceReport | Unavailable]:
@@ -59,6 +62,7 @@ class NpuLibraryBackend:
             config=CompilerConfig(dtype=dtype),
             export=False,  # the library's own cache is relative to the working directory and keyed by name
             use_cache=True,
+            use_safetensors=True,
             attn_implementation="sdpa",
             trust_remote_code=trust_remote_code,
         )

@@ -138,9 +138,12 @@ class OpenVinoSession(CausalLMSession):
     def evidence(self) -> Evidence:
         """EXECUTION_DEVICES, which is right for ordinary models and says nothing for NPUW ones."""
         devices = tuple(self._properties.get("EXECUTION_DEVICES", "").split())
-        kinds = tuple(_KINDS[d.split(".")[0].lower()] for d in devices if d.split(".")[0].lower() in _KINDS)
-        if not devices or DeviceKind.NPU in kinds:
-            source = "EXECUTION_DEVICES names the NPU even where the CPU computed" if devices else "nothing read back"
+        names = [device.split(".")[0].lower() for device in devices]
+        kinds = tuple(sorted({_KINDS[name] for name in names if name in _KINDS}))
+        if not devices or not set(names) <= set(_KINDS) or DeviceKind.NPU in kinds:
+            source = (
+                "EXECUTION_DEVICES, which may name the NPU where the CPU computed" if devices else "nothing read back"
+            )
             return Evidence(EvidenceLevel.NONE, kinds, devices, source)
         return Evidence(EvidenceLevel.BY_CONSTRUCTION, kinds, devices, "EXECUTION_DEVICES of the compiled model")
 

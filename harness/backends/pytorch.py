@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from harness.backend import DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
 from harness.backends.causal_lm import CausalLMSession
+from harness.errors import UsageError
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 
 # What the golden is recorded with. Eager attention is one fixed order of operations, and deterministic
@@ -44,8 +46,10 @@ class PyTorchBackend:
             if not (device == "mps" and precision is Precision.BF16)
         ]
 
-    def recipe(self, target: Target, name: str | None) -> Recipe | None:  # noqa: ARG002
+    def recipe(self, target: Target, name: str | None) -> Recipe | None:
         """Nothing is exported: the checkpoint is the artifact."""
+        if name is not None:
+            raise UsageError(f"{target} has no recipe {name!r}: the checkpoint itself is loaded", "leave --recipe out")
         return None
 
     def discover(self, devices: Sequence[str]) -> dict[str, DeviceReport | Unavailable]:
@@ -91,11 +95,14 @@ class PyTorchSession(CausalLMSession):
 
     def evidence(self) -> Evidence:
         """Torch raises when operands lie on different devices, so parameters' devices are where it computed."""
-        found = sorted({parameter.device.type for parameter in self._model.parameters()})
+        devices = {parameter.device for parameter in self._model.parameters()}
+        types = {device.type for device in devices}
+        fallback = "mps" in types and os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK") == "1"
+        proven = types <= set(_KINDS) and not fallback
         return Evidence(
-            level=EvidenceLevel.BY_CONSTRUCTION,
-            kinds=tuple(_KINDS[device] for device in found if device in _KINDS),
-            devices=tuple(found),
+            level=EvidenceLevel.BY_CONSTRUCTION if proven else EvidenceLevel.NONE,
+            kinds=tuple(sorted({_KINDS[device] for device in types if device in _KINDS})),
+            devices=tuple(sorted(map(str, devices))),
             source="device of every parameter",
         )
 
@@ -163,7 +170,7 @@ def _make_deterministic(torch: Any) -> None:
 
 
 def _torch_device(target: Target) -> str:
-    return target.device if target.base_device == target.device else f"{target.base_device}:{target.index}"
+    return target.base_device if target.index is None else f"{target.base_device}:{target.index}"
 
 
 def _find(torch: Any, device: str) -> DeviceReport | Unavailable:

@@ -81,7 +81,7 @@ class PlantedSession:
     def info(self) -> SessionInfo:
         return SessionInfo(
             vocabulary=self._checkpoint.vocabulary + fault("other-vocabulary"),
-            arithmetic=Precision.FP32,
+            arithmetic=Precision.INT4 if fault("claims-int4") else Precision.FP32,
             properties={"pid": str(os.getpid())},
             versions={"phi3-planted": "1.0"},
             capabilities=Capabilities(whole_prompt_logits=not fault("declares-last-token")),
@@ -110,6 +110,13 @@ class PlantedSession:
         return _mangle(sequence, tokens, end_tokens)
 
     def evidence(self) -> Evidence:
+        if fault("falls-back-after-restart") and Path(os.environ["PLANTED_MARK"]).exists():
+            return Evidence(EvidenceLevel.MEASURED, (DeviceKind.CPU,), ("CPU",), "busy counter")
+        if fault("counter"):  # a busy counter: it moves once something was computed
+            level = EvidenceLevel.MEASURED if self._calls else EvidenceLevel.NONE
+            return Evidence(level, (DeviceKind.NPU,), ("NPU",), "busy counter")
+        if fault("other-index"):
+            return Evidence(EvidenceLevel.BY_CONSTRUCTION, (DeviceKind.CPU,), ("cpu.0",), "properties")
         if fault("no-evidence"):
             return Evidence(EvidenceLevel.NONE, (DeviceKind.CPU,), ("cpu",), "nothing")
         if self._device == "pretender":  # it says npu, and nothing measured says so too

@@ -124,6 +124,12 @@ def test_a_stale_golden_is_refused(conform: Any, tiny: Tiny, tmp_path: Path) -> 
         ("--stage-timeout=lunch=3", "is not STAGE=SECONDS"),
         ("--artifact=nonsense", "is not TARGET=VALUE"),
         ("--artifact=planted:cpu:fp32=/nowhere/at/all", "there is no artifact folder"),
+        ("--artifact=planted:cpu:fp23=/nowhere/at/all", "matches no target"),
+        ("--recipe=nonsense=int4", "matches no target"),
+        ("--recipe=pytorch:*=int4", "matches no target"),
+        (f"--interpreter=plantd={sys.executable}", "is no backend"),
+        ("--stage-timeout=run=-1", "is not STAGE=SECONDS"),
+        ("--stage-timeout=compare=3", "is not STAGE=SECONDS"),
         ("--recipe=openvino:cpu:int4=int5", "has no recipe 'int5'"),
     ],
 )

@@ -15,6 +15,8 @@ id = "known-nan"
 targets = "planted:cpu:*"
 cases = ["test_logits[[]first]"]
 outcomes = ["FAIL"]
+message = "nan among the logits"
+checkpoints = ["tiny"]
 versions = { phi3-planted = "==1.0" }
 reason = "a planted fault"
 url = "https://example.org/1"
@@ -82,6 +84,29 @@ def test_right_numbers_without_evidence_are_unattested_in_every_suite(conform: A
     assert result.outcomes() == Counter(UNATTESTED=CASES)
 
 
+def test_a_counter_is_read_after_something_was_computed(conform: Any) -> None:
+    assert conform(targets="planted:pretender:fp32", fault="counter").outcomes() == Counter(PASS=CASES)
+
+
+def test_a_session_that_was_started_again_is_attested_again(conform: Any) -> None:
+    fault = "killed-once,counter,falls-back-after-restart"
+    counts = conform(targets="planted:pretender:fp32", fault=fault).outcomes()
+    assert counts["ERROR(run)"] == 2  # the case itself, and the suite that it belongs to
+    assert counts["UNATTESTED"] > 0
+    assert counts["PASS"] <= 11  # what the first process answered before it was killed
+
+
+def test_another_device_of_the_same_kind_is_not_the_one_asked_for(conform: Any) -> None:
+    counts = conform(targets="planted:cpu.1:fp32", fault="other-index").outcomes()
+    assert counts == Counter(UNATTESTED=CASES)
+
+
+def test_a_backend_cannot_loosen_its_limits_by_claiming_integer_arithmetic(conform: Any) -> None:
+    result = conform(fault="claims-int4,scaled")
+    assert result.outcomes() == Counter({"ERROR(load)": CASES})
+    assert "arithmetic is a float precision" in result.text
+
+
 def test_a_devices_own_word_does_not_prove_an_npu(conform: Any) -> None:
     result = conform(targets="planted:pretender:fp32")
     assert result.outcomes() == Counter(UNATTESTED=CASES)
@@ -108,7 +133,7 @@ def test_a_killed_worker_costs_its_case_and_no_other(conform: Any) -> None:
     assert counts["ERROR(run)"] >= 1
     assert counts["PASS"] == CASES - counts["ERROR(run)"]
     hit = {case.case for case in result.cases if case.outcome == "ERROR"}
-    assert hit <= {"test_logits[first]", "test_logits_of_suite[few]"}
+    assert hit == {"test_logits[first]", "test_logits_of_suite[few]"}
     assert any("signal SIGKILL" in case.message for case in result.cases)
 
 
@@ -211,6 +236,8 @@ def test_a_waived_case_is_run_and_fails_on_the_day_it_passes(conform: Any, tmp_p
         ("2099-01-01", "2020-01-01", "nan", "expired on 2020-01-01"),
         ('["FAIL"]', '["ERROR(run)"]', "nan", "nan among the logits"),
         ('"==1.0"', '"==2.0"', "nan", "nan among the logits"),
+        ('["tiny"]', '["another"]', "nan", "nan among the logits"),
+        ("nan among", "inf among", "nan", "nan among the logits"),
     ],
 )
 def test_a_waiver_covers_only_what_it_states(

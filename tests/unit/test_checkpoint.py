@@ -180,6 +180,7 @@ def test_an_index_that_points_outside_its_folder_is_refused(make_folder: MakeFol
     if form == "link":
         path = other / "link.safetensors"
         path.symlink_to(other / "model.safetensors")
+    (folder / "model.safetensors").unlink()
     _write_index(folder, {"a": str(path) if form == "absolute" else f"../other/{path.name}"})
     with pytest.raises(CheckpointError, match="outside its folder"):
         open_checkpoint(folder)

@@ -99,8 +99,18 @@ def test_the_first_root_that_has_the_suite_is_taken(setup: Setup, tmp_path: Path
     broken = tmp_path / "broken" / setup.suite.name
     broken.mkdir(parents=True)
     (broken / MANIFEST).write_text("{}", encoding="utf-8")
+    both = [tmp_path / "broken", setup.root]
+    assert open_golden(both, setup.checkpoint, fingerprint, setup.suite).folder == setup.folder
     with pytest.raises(GoldenError, match="broken"):
-        open_golden([tmp_path / "broken", setup.root], setup.checkpoint, fingerprint, setup.suite)
+        open_golden(both[:1], setup.checkpoint, fingerprint, setup.suite)
+
+
+def test_a_golden_of_these_prompts_is_preferred_to_one_of_others_of_the_same_name(setup: Setup, tmp_path: Path) -> None:
+    shutil.copytree(setup.root, tmp_path / "other")
+    _edit(tmp_path / "other" / setup.suite.name, lambda manifest: manifest.update(suite_sha256="0" * 64))
+    roots = [tmp_path / "other", setup.root]
+    found = open_golden(roots, setup.checkpoint, setup.checkpoint.fingerprint(), setup.suite)
+    assert found.folder == setup.folder
 
 
 def test_a_golden_of_changed_prompts_is_stale(setup: Setup) -> None:

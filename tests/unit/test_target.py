@@ -56,8 +56,10 @@ def test_an_unknown_precision_is_named_and_the_known_ones_are_listed(precision: 
     assert all(known.value in caught.value.remedy for known in Precision)
 
 
-@pytest.mark.parametrize(("device", "base", "index"), [("gpu", "gpu", 0), ("gpu.0", "gpu", 0), ("gpu.12", "gpu", 12)])
-def test_a_device_splits_into_base_and_index(device: str, base: str, index: int) -> None:
+@pytest.mark.parametrize(
+    ("device", "base", "index"), [("gpu", "gpu", None), ("gpu.0", "gpu", 0), ("gpu.12", "gpu", 12)]
+)
+def test_a_device_splits_into_base_and_index(device: str, base: str, index: int | None) -> None:
     target = Target("openvino", device, Precision.FP16)
     assert (target.base_device, target.index) == (base, index)
 

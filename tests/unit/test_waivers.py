@@ -7,7 +7,7 @@ import pytest
 
 from harness.errors import PolicyError
 from harness.target import Target
-from harness.waivers import Waiver, find_waiver, read_waivers
+from harness.waivers import Waiver, applying_waivers, read_waivers
 
 _TARGET = Target.parse("ort-genai:dml:int4")
 _WAIVER = Waiver(
@@ -15,6 +15,8 @@ _WAIVER = Waiver(
     targets="ort-genai:*",
     cases=("test_logits[[]window*]",),
     outcomes=("FAIL",),
+    message="worst-token KL",
+    checkpoints=("phi-3-*",),
     versions={"onnxruntime-genai": ">=0.18,<0.19"},
     reason="a defect",
     url="https://example.com/1",
@@ -29,6 +31,8 @@ id = "known"
 targets = "ort-genai:*"
 cases = ["test_logits*"]
 outcomes = ["ERROR(run)", "FAIL"]
+message = "worst-token KL"
+checkpoints = ["phi-3-tiny"]
 versions = { onnxruntime-genai = ">=0.18,<0.19" }
 reason = "a defect"
 url = "https://example.com/1"
@@ -74,6 +78,11 @@ def test_a_file_may_hold_no_waivers(tmp_path: Path) -> None:
         ('cases = ["test_logits*"]', "cases = []", "'known' waives no"),
         ('outcomes = ["ERROR(run)", "FAIL"]', "outcomes = []", "'known' waives no"),
         ("FAIL", "FIAL", "FIAL"),
+        ('message = "worst-token KL"', 'message = ""', "found in any"),
+        ('message = "worst-token KL"', 'message = ".*"', "found in any"),
+        ('message = "worst-token KL"', 'message = "("', "no regular expression"),
+        ('message = "worst-token KL"\n', "", "message"),
+        ('checkpoints = ["phi-3-tiny"]', "checkpoints = []", "no checkpoint"),
         (">=0.18,<0.19", "0.18 or so", "'0.18 or so'"),
         ("expires = 2027-06-30", 'expires = "soon"', "expires"),
         ("expires = 2027-06-30\n", "", "expires"),
@@ -123,7 +132,7 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_waiver_applies_to_the_versions_that_have_the_defect(installed: dict[str, str], expected: bool) -> None:
-    assert _WAIVER.applies(_TARGET, "test_logits[window]", installed) is expected
+    assert _WAIVER.applies(_TARGET, "test_logits[window]", "phi-3-tiny", installed) is expected
 
 
 @pytest.mark.parametrize(
@@ -139,7 +148,7 @@ def test_a_waiver_applies_to_the_versions_that_have_the_defect(installed: dict[s
 )
 def test_a_waiver_covers_what_its_globs_match(name: str, case: str, expected: bool) -> None:
     assert _WAIVER.covers(Target.parse(name), case) is expected
-    assert _WAIVER.applies(Target.parse(name), case, _BROKEN) is expected
+    assert _WAIVER.applies(Target.parse(name), case, "phi-3-tiny", _BROKEN) is expected
 
 
 @pytest.mark.parametrize(("day", "expected"), [(29, False), (30, True)])
@@ -147,12 +156,29 @@ def test_a_waiver_counts_until_the_day_before_it_expires(day: int, expected: boo
     assert _WAIVER.expired(datetime.date(2027, 6, day)) is expected
 
 
-def test_the_first_waiver_that_applies_is_found_even_if_it_has_expired() -> None:
+def test_a_waiver_applies_to_its_checkpoints_only() -> None:
+    assert _WAIVER.applies(_TARGET, "test_logits[window]", "phi-3-tiny", _BROKEN)
+    assert not _WAIVER.applies(_TARGET, "test_logits[window]", "Phi-4-mini", _BROKEN)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message", "expected"),
+    [
+        ("FAIL", "worst-token KL 0.1 nat", True),
+        ("FAIL", "nan among the logits", False),
+        ("ERROR(run)", "worst-token KL 0.1 nat", False),
+    ],
+)
+def test_a_waiver_expects_its_own_failure_and_no_other(outcome: str, message: str, expected: bool) -> None:
+    assert _WAIVER.expects(outcome, message) is expected
+
+
+def test_all_waivers_that_apply_are_found_even_if_expired() -> None:
     def named(name: str, *, targets: str = "*", expires: int = 2027) -> Waiver:
-        return Waiver(name, targets, ("*",), ("FAIL",), {}, "r", "https://x", "o", datetime.date(expires, 1, 1))
+        day = datetime.date(expires, 1, 1)
+        return Waiver(name, targets, ("*",), ("FAIL",), "m", ("*",), {}, "r", "https://x", "o", day)
 
     waivers = (named("other", targets="openvino:*"), named("old", expires=2000), named("new"))
-    found = find_waiver(waivers, _TARGET, "test_logits[window]", {})
-    assert found is not None
-    assert found.id == "old"
-    assert find_waiver(waivers[:1], _TARGET, "test_logits[window]", {}) is None
+    found = applying_waivers(waivers, _TARGET, "test_logits[window]", "any", {})
+    assert [waiver.id for waiver in found] == ["old", "new"]
+    assert applying_waivers(waivers[:1], _TARGET, "test_logits[window]", "any", {}) == []
