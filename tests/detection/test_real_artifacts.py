@@ -65,7 +65,8 @@ def test_a_rotary_base_ten_per_cent_off_fails_the_logits(conform: Any, tmp_path:
     for case in found:
         assert case.message.startswith(f"{target}  prompt '{case.case.removeprefix('test_logits[')[:-1]}'")
         assert "allowed:" in case.message
-    assert "reproduce: pytest 'conformance/test_logits.py::test_logits[" in result.text
+    assert f"reproduce: pytest --artifact={target}=" in result.text
+    assert f"'conformance/test_logits.py::test_logits[{target}-" in result.text
 
 
 def test_an_artifact_with_another_end_token_is_found_by_the_form_of_its_answers(conform: Any, tmp_path: Path) -> None:
