@@ -40,30 +40,38 @@ class Weights:
         return name in self._where
 
     def __getitem__(self, name: str) -> Array:
+        return self._widen(name, slice(None))
+
+    def rows(self, name: str, index: NDArray[np.intp]) -> Array:
+        """Some rows of a tensor: an embedding is looked up without widening the whole vocabulary."""
+        return self._widen(name, index)
+
+    def _widen(self, name: str, index: Any) -> Array:
         if name not in self._where:
             raise CheckpointError(f"the checkpoint has no tensor {name}", "download the checkpoint again")
         path, start, entry = self._where[name]
         if entry["dtype"] not in _DTYPES:
             raise CheckpointError(f"{path}: {name} is of dtype {entry['dtype']}", "give a float checkpoint")
         begin, _ = entry["data_offsets"]
-        raw = np.memmap(
+        raw: NDArray[Any] = np.memmap(
             path, dtype=_DTYPES[entry["dtype"]], mode="r", offset=start + begin, shape=tuple(entry["shape"])
         )
+        chosen = np.asarray(raw[index])
         if entry["dtype"] == "BF16":  # the upper half of a float32
-            return (raw.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-        return raw.astype(np.float64)
+            chosen = (chosen.astype(np.uint32) << 16).view(np.float32)
+        return np.asarray(chosen, dtype=np.float64)
 
 
 def forward(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> list[Array]:
     """Logits `[n_i, V]` float64 of each token sequence, from the checkpoint's weights widened to float64."""
     config, weights = checkpoint.config, Weights(checkpoint)
-    embedding = weights["model.embed_tokens.weight"]
-    states = [embedding[np.asarray(tokens, dtype=np.intp)] for tokens in sequences]
+    embedding = "model.embed_tokens.weight"
+    states = [weights.rows(embedding, np.asarray(tokens, dtype=np.intp)) for tokens in sequences]
     rotations = [_rotation(config, len(tokens)) for tokens in sequences]
     for layer in range(int(config["num_hidden_layers"])):
         states = _layer(config, weights, f"model.layers.{layer}.", states, rotations)
     tied = bool(config.get("tie_word_embeddings")) and "lm_head.weight" not in weights
-    head = embedding if tied else weights["lm_head.weight"]
+    head = weights[embedding if tied else "lm_head.weight"]
     norm = weights["model.norm.weight"]
     return [_rms_norm(state, norm, config) @ head.T for state in states]
 
