@@ -16,11 +16,10 @@ import platformdirs
 
 from harness.backend import Recipe
 from harness.checkpoint import Checkpoint, cached_sha256
-from harness.errors import HarnessError, ResourceError, Stage, StageError
+from harness.errors import HarnessError, ResourceError, Stage, StageError, is_full_disk
 
 _MANIFEST = "phi3-conformance.json"
 _LOCK_SECONDS = 7200.0
-_FULL_DISK = (28, 122)  # ENOSPC, EDQUOT
 
 
 class ArtifactManifest(msgspec.Struct, frozen=True):
@@ -157,7 +156,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             f"end it, or delete {folder.with_suffix('.lock')}",
         ) from None
     except OSError as error:
-        if error.errno in _FULL_DISK:
+        if is_full_disk(error):
             raise ResourceError(
                 f"the disk of {folder.parent} is full", "free space, or set PHI3_CONFORMANCE_CACHE to another disk"
             ) from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -256,9 +255,3 @@ def judge_agreement(matches: Sequence[bool], limits: SuiteLimits) -> Verdict:
 
 def _beyond(name: str, value: float, unit: str, limit: Limit) -> str:
     return f"{name} {value:.4g}{unit}; allowed: {limit.limit:.4g}{unit} ({limit.origin})"
-
-
-def to_plain(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as builtins, for records and for the wire."""
-    plain: dict[str, Any] = msgspec.to_builtins(verdict)
-    return plain

@@ -33,6 +33,15 @@ class Stage(str, enum.Enum):
     COMPARE = "compare"
 
 
+# ENOSPC and EDQUOT, by number: Windows has no name for the second.
+_FULL_DISK = (28, 122)
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether an error says that a disk or a quota is full; safetensors says so in words only."""
+    return getattr(error, "errno", None) in _FULL_DISK or "No space left" in str(error)
+
+
 class HarnessError(Exception):
     """What was wrong, with the remedy on a line of its own where there is one."""
 

@@ -59,7 +59,7 @@ class Judge:
         found = {prompt.id: self._errors(prompt) for prompt in prompts}
         broken = {key: value for key, value in found.items() if isinstance(value, Verdict)}
         if broken:
-            self._conclude(self._broken(broken))
+            self._conclude(_broken(broken))
         errors = [rows.errors for rows in found.values() if isinstance(rows, Rows)]
         self._conclude(compare.judge_suite(errors, self.limits.suite))
 
@@ -117,10 +117,6 @@ class Judge:
         except StageError as error:
             raise _for_prompt(error, prompt) from None
 
-    def _broken(self, broken: dict[str, Verdict]) -> Verdict:
-        lines = [f"prompt {key!r}: {verdict.message}" for key, verdict in broken.items()]
-        return Verdict(Outcome.FAIL, {"broken_prompts": float(len(broken))}, {}, "\n".join(lines))
-
     def _evidence(self) -> Verdict:
         session = self.session
         return compare.judge_evidence(session.evidence(), session.kind, self.policy, session.target.index)
@@ -161,6 +157,11 @@ class Judge:
         texts = token_texts(self._checkpoint.path, [chosen, preferred])
         line = f"chose {texts[0]}, {who} prefers {texts[1]}"
         return msgspec.structs.replace(verdict, message=f"{line}\n{verdict.message}" if verdict.message else line)
+
+
+def _broken(broken: dict[str, Verdict]) -> Verdict:
+    lines = [f"prompt {key!r}: {verdict.message}" for key, verdict in broken.items()]
+    return Verdict(Outcome.FAIL, {"broken_prompts": float(len(broken))}, {}, "\n".join(lines))
 
 
 def _for_prompt(error: StageError, prompt: PromptCase) -> StageError:

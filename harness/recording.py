@@ -21,7 +21,7 @@ from harness.backend import SessionInfo
 from harness.backends.pytorch import REFERENCE_OPTIONS
 from harness.checkpoint import Checkpoint, sha256_file
 from harness.devices import this_machine
-from harness.errors import GoldenError, PromptError, ResourceError, Stage
+from harness.errors import GoldenError, PromptError, ResourceError, Stage, is_full_disk
 from harness.golden import HIDDEN, LOGITS, MANIFEST, SCHEMA, Case, File, Manifest, Noise
 from harness.prompts import Prompt, PromptSuite
 from harness.worker import Worker
@@ -36,7 +36,6 @@ _CHECK_ALL_PARAMETERS = 20_000_000
 _CHECK_LARGE_CASES = 2
 _HIDDEN_CASES = 3
 _HIDDEN_MAX_TOKENS = 96
-_FULL_DISK = (28, 122)  # ENOSPC, EDQUOT
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
@@ -258,7 +257,7 @@ def write_golden(
         (partial / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
         _swap(partial, out)
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in _FULL_DISK or "No space left" in str(error):
+        if is_full_disk(error):
             raise ResourceError(f"the disk of {out} is full", "free space, or give --golden another disk") from None
         raise GoldenError(f"{out} cannot be written: {error}", "give --golden a folder you may write to") from None
     finally:

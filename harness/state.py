@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -176,7 +175,7 @@ class State:
 
     def _meets(self, target: Target, wanted: str) -> bool:
         names = (self.kind(target).value, target.backend, target.precision.value)
-        return wanted in names or fnmatch.fnmatchcase(str(target), wanted)
+        return wanted in names or matches(target, wanted)
 
     def record(self, *, complete: bool, exit_status: int, command: Sequence[str]) -> RunRecord:
         """The run record of all cases so far."""
@@ -228,7 +227,7 @@ def select_targets(
         return list(declared)
     chosen: list[Target] = []
     for pattern in patterns:
-        found = [target for target in declared if fnmatch.fnmatchcase(str(target), pattern)]
+        found = [target for target in declared if matches(target, pattern)]
         if not found and not any(character in pattern for character in "*?["):
             target = Target.parse(pattern)
             base = Target(target.backend, target.base_device, target.precision)

@@ -472,4 +472,4 @@ def test_a_class_without_limits_is_named(policy: Policy) -> None:
 def test_a_verdict_survives_the_wire(outcome: Outcome, numbers: dict[str, float], message: str) -> None:
     verdict = Verdict(outcome, numbers, {"limit": 1.0}, message)
     convert: Callable[..., Any] = msgspec.convert
-    assert convert(compare.to_plain(verdict), Verdict) == verdict
+    assert convert(msgspec.to_builtins(verdict), Verdict) == verdict
