@@ -12,9 +12,9 @@ from pathlib import Path
 
 import filelock
 import msgspec
-import platformdirs
 
 from harness.backend import Recipe
+from harness.cache import cache_root
 from harness.checkpoint import Checkpoint, cached_sha256
 from harness.errors import HarnessError, ResourceError, Stage, StageError, is_full_disk
 
@@ -50,10 +50,8 @@ class Artifact(msgspec.Struct, frozen=True):
 
 
 def artifact_cache() -> Path:
-    """The user's artifact cache, `PHI3_CONFORMANCE_CACHE` if set."""
-    override = os.environ.get("PHI3_CONFORMANCE_CACHE")
-    base = Path(override) if override else platformdirs.user_cache_path("phi3-conformance", appauthor=False)
-    return base / "artifacts"
+    """The folder of exported artifacts, below the user's cache folder for this project."""
+    return cache_root() / "artifacts"
 
 
 def artifact_key(checkpoint_key: str, recipe: Recipe, versions: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ is the backend's name and whose value is a class (or function) that makes it wit
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -50,11 +51,22 @@ class Capabilities(msgspec.Struct, frozen=True):
     """What a session can do.
 
     `whole_prompt_logits`: `append` returns a row for every token, not for the last one only.
-    `max_tokens`: the most tokens prompt and answer may have together, None where only the checkpoint limits.
+    `max_prompt` and `max_tokens`: the most tokens that a prompt, and prompt and answer together, may have;
+    None where only the checkpoint limits. `longer` says how to load a session that takes more.
     """
 
     whole_prompt_logits: bool = True
+    max_prompt: int | None = None
     max_tokens: int | None = None
+    longer: str = ""
+
+    def refuses(self, prompt: int, answer: int) -> str:
+        """Why `prompt` tokens with `answer` more cannot be fed; empty where they can."""
+        if self.max_prompt is not None and prompt > self.max_prompt:
+            return f"the prompt has {prompt} tokens; the session was made for {self.max_prompt}"
+        if self.max_tokens is not None and prompt + answer > self.max_tokens:
+            return f"prompt and answer have {prompt + answer} tokens; the session was made for {self.max_tokens}"
+        return ""
 
 
 class SessionInfo(msgspec.Struct, frozen=True):
@@ -158,13 +170,19 @@ def teacher_force(session: Session, prompt: NDArray[np.int64], continuation: NDA
     return np.concatenate(rows, axis=0)
 
 
-def check_options(backend: str, options: Mapping[str, str], known: Mapping[str, Sequence[str]]) -> None:
+def check_options(
+    backend: str, options: Mapping[str, str], known: Mapping[str, Sequence[str] | re.Pattern[str]]
+) -> None:
     """Raise UsageError unless every load option is known to the backend and has a permitted value."""
     for name, value in options.items():
         if name not in known:
             raise UsageError(f"{backend} has no load option {name!r}", f"known: {', '.join(known) or 'none'}")
-        if value not in known[name]:
-            raise UsageError(f"{backend}: {name}={value} is not possible", f"use one of {', '.join(known[name])}")
+        allowed = known[name]
+        if isinstance(allowed, re.Pattern):
+            if not allowed.fullmatch(value):
+                raise UsageError(f"{backend}: {name}={value} is not possible", f"write a value like {allowed.pattern}")
+        elif value not in allowed:
+            raise UsageError(f"{backend}: {name}={value} is not possible", f"use one of {', '.join(allowed)}")
 
 
 def pick_recipe(backend: str, recipes: Sequence[Recipe], precision: Precision, name: str | None) -> Recipe:

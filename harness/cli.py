@@ -1,4 +1,4 @@
-"""The command line: `phi3-conformance golden record | verify | show`."""
+"""The command line: `phi3-conformance devices | prepare | golden record | golden verify | golden show`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from harness import __version__
+from harness import __version__, machines
 from harness.backend import load_backend
 from harness.checkpoint import find_checkpoint
 from harness.devices import find_interpreter, parse_interpreters
 from harness.errors import HarnessError
 from harness.golden import TREE, golden_roots, open_golden, user_root, verify_files
+from harness.lab import parse_hosts
 from harness.prompts import PromptSuite, read_suite
 from harness.recording import record_golden
-from harness.state import DEFAULT_CHECKPOINT, PROMPTS
+from harness.report.devices import describe_devices
+from harness.state import DEFAULT_CHECKPOINT, PROMPTS, select_targets
 from harness.worker import Worker
 
 _CHECKPOINT = click.option(
@@ -30,6 +33,9 @@ _CHECKPOINT = click.option(
 )
 _GOLDEN = click.option(
     "--golden", type=click.Path(path_type=Path), default=None, help="The folder that holds the checkpoint's goldens."
+)
+_INTERPRETER = click.option(
+    "--interpreter", multiple=True, metavar="BACKEND=PATH", help="The Python that has a backend's runtime."
 )
 _SUITES = click.option(
     "--prompts",
@@ -63,6 +69,41 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="phi3-conformance")
 def main() -> None:
     """Conformance and correctness harness for Phi-3 on AI PCs."""
+
+
+@main.command()
+@_INTERPRETER
+@click.option("--host", multiple=True, metavar="NAME=SPEC", help="Another machine: lab1=ssh=user@machine//python=PATH.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def devices(interpreter: tuple[str, ...], host: tuple[str, ...], as_json: bool) -> None:
+    """Say what this machine is, and which targets run on it or why not."""
+    with machines.crew(parse_interpreters(list(interpreter)), parse_hosts(host)) as crew:
+        report = machines.look(crew)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+    else:
+        click.echo(describe_devices(report))
+
+
+@main.command()
+@_CHECKPOINT
+@_INTERPRETER
+@click.option("--targets", multiple=True, required=True, metavar="GLOB", help="Targets, e.g. 'ort-genai:dml:*'.")
+@click.option("--recipe", default=None, metavar="NAME", help="A recipe other than each target's default.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings.")
+def prepare(
+    checkpoint: str, interpreter: tuple[str, ...], targets: tuple[str, ...], recipe: str | None, trust_remote_code: bool
+) -> None:
+    """Export the artifacts of targets into the cache and check them, whether or not their devices are here."""
+    found = find_checkpoint(checkpoint)
+    with machines.crew(parse_interpreters(list(interpreter)), {}) as crew:
+        declared = [target for backend in crew.backends.values() for target in backend.targets()]
+        for target in select_targets(declared, targets, crew.backends):
+            artifact = machines.export(crew, found, target, recipe, click.echo, trust_remote_code=trust_remote_code)
+            made = artifact.recipe or "as it is"
+            click.echo(
+                f"{target}: {made}, {artifact.bytes / 1e6:.1f} MB, sha256 {artifact.sha256[:16]}, {artifact.path}"
+            )
 
 
 @main.group()

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import metrics
+from harness.attest import attest, required_rank
 from harness.policy import GreedyLimits, Limit, LogitLimits, Policy, SuiteLimits
-from harness.target import DeviceKind, Evidence, EvidenceLevel
+from harness.target import DeviceKind, Evidence
 
 Logits = NDArray[np.floating]
-
-_LEVELS = {EvidenceLevel.NONE: 0, EvidenceLevel.BY_CONSTRUCTION: 1, EvidenceLevel.MEASURED: 2}
 
 
 class Outcome(str, enum.Enum):
@@ -45,22 +44,10 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def judge_evidence(evidence: Evidence, kind: DeviceKind, policy: Policy, index: int | None = None) -> Verdict:
     """Whether it is shown that a device of the kind asked for computed, and the one of that index if one was named."""
-    found = ", ".join(evidence.devices) or "nothing"
-    numbers = {"level": float(_LEVELS[evidence.level])}
-    limits = {"level": float(_LEVELS[policy.attestation[kind]])}
-    if evidence.kinds != (kind,):
-        message = f"a {kind.value} was asked for; {evidence.source} names {found}"
-        return Verdict(Outcome.UNATTESTED, numbers, limits, message)
-    if index is not None and not all(device.endswith((f".{index}", f":{index}")) for device in evidence.devices):
-        message = f"the device of index {index} was asked for; {evidence.source} names {found}"
-        return Verdict(Outcome.UNATTESTED, numbers, limits, message)
-    if numbers["level"] < limits["level"]:
-        message = (
-            f"nothing proves that a {kind.value} computed: the evidence is {evidence.level.value} "
-            f"({evidence.source}: {found}); the policy asks for {policy.attestation[kind].value}"
-        )
-        return Verdict(Outcome.UNATTESTED, numbers, limits, message)
-    return Verdict(Outcome.PASS, numbers, limits)
+    found = attest(evidence, kind, policy, index)
+    numbers = {"level": found.rank, "contradicted": float(found.contradicted)}
+    limits = {"level": required_rank(policy, kind)}
+    return Verdict(Outcome.PASS if found.sufficient else Outcome.UNATTESTED, numbers, limits, found.reason)
 
 
 class Rows(msgspec.Struct, frozen=True):

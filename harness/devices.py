@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import psutil
 
+from harness.accelerators import Accelerator, accelerators
 from harness.backend import Backend, missing_distributions
 from harness.errors import UsageError
 
 
-class Machine(msgspec.Struct, frozen=True):
-    """The machine and the software below the runtimes. Names no user and no host: records are passed on."""
+class Machine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The machine and the software below the runtimes. Names no user and no host: records are passed on.
+
+    What is empty is left out where it is written, so that a golden's manifest reads as it was sealed.
+    """
 
     system: str
     release: str
@@ -25,6 +29,7 @@ class Machine(msgspec.Struct, frozen=True):
     cores: int
     memory_bytes: int
     python: str
+    accelerators: tuple[Accelerator, ...] = ()
 
 
 def this_machine() -> Machine:
@@ -37,6 +42,7 @@ def this_machine() -> Machine:
         cores=os.cpu_count() or 1,
         memory_bytes=int(psutil.virtual_memory().total),
         python=platform.python_version(),
+        accelerators=accelerators(),
     )
 
 
@@ -49,30 +55,43 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def find_interpreter(backend: Backend, named: Mapping[str, Path], root: Path) -> Path | None:
-    """The Python that runs a backend's workers: None for the one running now.
+def find_interpreter(backend: Backend, named: Mapping[str, Path], root: Path, device: str = "") -> Path | None:
+    """The Python that runs a backend's workers for a device: None for the one running now.
 
-    In this order: the one named by the user; this one, if the backend's distributions are installed here;
-    `.tox/<backend>`; `.tox/runtime`; this one, which will then say what is missing.
+    In this order: the one named by the user; an environment of tox that the backend has for this device alone;
+    this one, if the backend's distributions are installed here; `.tox/<backend>`; `.tox/runtime`; this one,
+    which will then say what is missing.
     """
     if backend.name in named:
         return named[backend.name]
+    environments: Mapping[str, Sequence[str]] = getattr(backend, "environments", {})
+    own = _python_of(root, environments.get(device.split(".")[0], ()))
+    if own is not None:
+        return own
     if not missing_distributions(backend):
         return None
-    for environment in (backend.name, "runtime"):
-        folder = root / ".tox" / environment
-        python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    return _python_of(root, (backend.name, "runtime"))
+
+
+def _python_of(root: Path, environments: Sequence[str]) -> Path | None:
+    """The Python of the first tox environment that has been made."""
+    for environment in environments:
+        python = root / ".tox" / environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
         if python.is_file():
             return python
     return None
 
 
 def parse_interpreters(texts: list[str]) -> dict[str, Path]:
-    """Read `BACKEND=PATH` options. Raises UsageError where the form is another or the file is not there."""
+    """Read `BACKEND=PATH` and `BACKEND:HOST=PATH` options.
+
+    Raises UsageError where the form is another, or no file of this machine is there.
+    """
     found = {}
     for text in texts:
         backend, equals, path = text.partition("=")
-        if not equals or not Path(path).is_file():
+        there = ":" in backend  # BACKEND:HOST=PATH, a path of that host
+        if not equals or not path or not (there or Path(path).is_file()):
             raise UsageError(f"--interpreter {text!r} names no Python", "write --interpreter BACKEND=PATH")
-        found[backend] = Path(path).absolute()
+        found[backend] = Path(path) if there else Path(path).absolute()
     return found

@@ -9,9 +9,10 @@
     |-- RecordError             a run record cannot be written or read
     |-- ResourceError           too little memory or disk for what was asked
     |-- NotRun                  a case was not run, since its target was given up after repeated crashes
+    |-- Unsupported             a case asks for more than the session was made for
     `-- StageError              a target failed at a stage: discover, prepare, load, run or compare
-        |-- WorkerDied          its process ended: signal or exit status, and the tail of its log
-        |-- WorkerTimeout       its process did not answer in time and was killed
+        |-- WorkerDied          its process ended, or had to be ended: how, and the tail of its log
+        |-- WorkerTimeout       its process did not answer in time and was killed; where it hung
         `-- WorkerRaised        the runtime raised; carries its message and traceback
 
 A message names what was wrong, what was found and the command or edit that mends it. None of these
@@ -86,6 +87,10 @@ class NotRun(HarnessError):
     """The target was given up after repeated crashes; its remaining cases are NOT_RUN."""
 
 
+class Unsupported(HarnessError):
+    """The case asks for more than the session can take: a longer prompt than it was compiled for."""
+
+
 class StageError(HarnessError):
     """A target failed at a stage; its outcome is ERROR(stage)."""
 
@@ -98,7 +103,10 @@ class StageError(HarnessError):
 
 
 class WorkerDied(StageError):
-    """The worker's process ended while something was asked of it."""
+    """The worker's process ended while something was asked of it.
+
+    By a signal, by itself, or by the harness, when it held too much memory or garbled its connection.
+    """
 
 
 class WorkerTimeout(StageError):

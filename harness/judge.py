@@ -7,19 +7,22 @@ numbers are UNATTESTED.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from harness import compare
 from harness.checkpoint import Checkpoint
 from harness.compare import Outcome, Rows, Verdict
-from harness.errors import StageError
+from harness.errors import StageError, Unsupported
 from harness.policy import ClassLimits, Policy
 from harness.run import PromptCase
 from harness.sessions import TargetSession
 from harness.target import Precision
+
+T = TypeVar("T")
 
 
 class CaseFailed(Exception):
@@ -56,12 +59,12 @@ class Judge:
 
     def suite_logits(self, prompts: Sequence[PromptCase]) -> None:
         """Mean KL and top-1 agreement over all positions of a suite lie within the limits."""
-        found = {prompt.id: self._errors(prompt) for prompt in prompts}
+        found, left_out = self._of_each(prompts, self._errors)
         broken = {key: value for key, value in found.items() if isinstance(value, Verdict)}
         if broken:
             self._conclude(_broken(broken))
         errors = [rows.errors for rows in found.values() if isinstance(rows, Rows)]
-        self._conclude(compare.judge_suite(errors, self.limits.suite))
+        self._conclude(_with_left_out(compare.judge_suite(errors, self.limits.suite), left_out))
 
     def form(self, prompt: PromptCase, tokens: Sequence[int]) -> None:
         """An answer is not empty, ends where it may and is no echo of its prompt."""
@@ -102,8 +105,23 @@ class Judge:
 
     def suite_agreement(self, prompts: Sequence[PromptCase]) -> None:
         """The share of prompts answered exactly as the golden answers is within the limit."""
-        matches = [tuple(self._tokens(prompt)) == prompt.case.continuation for prompt in prompts]
-        self._conclude(compare.judge_agreement(matches, self.limits.suite))
+        found, left_out = self._of_each(prompts, self._tokens)
+        golden = {prompt.id: prompt.case.continuation for prompt in prompts}
+        matches = [tuple(tokens) == golden[prompt_id] for prompt_id, tokens in found.items()]
+        self._conclude(_with_left_out(compare.judge_agreement(matches, self.limits.suite), left_out))
+
+    def _of_each(self, prompts: Sequence[PromptCase], ask: Callable[[PromptCase], T]) -> tuple[dict[str, T], int]:
+        """What each prompt gives, and how many the session is too small for. Raises Unsupported if it is for all."""
+        found: dict[str, T] = {}
+        refused: Unsupported | None = None
+        for prompt in prompts:
+            try:
+                found[prompt.id] = ask(prompt)
+            except Unsupported as error:
+                refused = error
+        if refused is not None and not found:
+            raise refused
+        return found, len(prompts) - len(found)
 
     def _errors(self, prompt: PromptCase) -> Rows | Verdict:
         try:
@@ -122,11 +140,16 @@ class Judge:
         return compare.judge_evidence(session.evidence(), session.kind, self.policy, session.target.index)
 
     def _conclude(self, verdict: Verdict, prompt: PromptCase | None = None) -> None:
-        """Keep a verdict; raise it unless it is PASS and the device is attested."""
-        if verdict.outcome is Outcome.PASS:
-            evidence = self._evidence()
-            if evidence.outcome is not Outcome.PASS:
-                verdict = msgspec.structs.replace(verdict, outcome=evidence.outcome, message=evidence.message)
+        """Keep a verdict; raise it unless it is PASS and the device is attested.
+
+        Where it is shown that another device computed, wrong numbers are not the asked one's failure either.
+        """
+        evidence = self._evidence()
+        lines = [evidence.message]
+        if verdict.outcome is Outcome.FAIL and evidence.numbers["contradicted"]:
+            lines.append("what it computed would fail, too:\n" + verdict.message)
+        if evidence.outcome is not Outcome.PASS and (verdict.outcome is Outcome.PASS or len(lines) > 1):
+            verdict = msgspec.structs.replace(verdict, outcome=evidence.outcome, message="\n".join(lines))
         self.verdicts.append(verdict)
         if verdict.outcome is not Outcome.PASS:
             raise CaseFailed(msgspec.structs.replace(verdict, message=self._explain(verdict, prompt)))
@@ -138,6 +161,9 @@ class Judge:
             n, m = len(prompt.case.tokens), len(prompt.case.continuation)
             head += f"  prompt {prompt.id!r} of {prompt.suite} ({n} tokens, then {m})"
         lines = [head, *(f"  {line}" for line in verdict.message.splitlines())]
+        if session.load_options:
+            given = ", ".join(f"{name}={value}" for name, value in session.load_options.items())
+            lines.append(f"  diagnostic, not the runtime's defaults: loaded with {given}")
         if verdict.limits and verdict.outcome is Outcome.FAIL:
             lines.append(f"  judged as {session.compute_class.value}{self._why_class()}")
         return "\n".join(lines)
@@ -157,6 +183,13 @@ class Judge:
         texts = token_texts(self._checkpoint.path, [chosen, preferred])
         line = f"chose {texts[0]}, {who} prefers {texts[1]}"
         return msgspec.structs.replace(verdict, message=f"{line}\n{verdict.message}" if verdict.message else line)
+
+
+def _with_left_out(verdict: Verdict, left_out: int) -> Verdict:
+    """The verdict on a suite, with the number of prompts that the session could not take."""
+    if not left_out:
+        return verdict
+    return msgspec.structs.replace(verdict, numbers={**verdict.numbers, "prompts_left_out": float(left_out)})
 
 
 def _broken(broken: dict[str, Verdict]) -> Verdict:

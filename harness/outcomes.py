@@ -11,12 +11,18 @@ import msgspec
 import pytest
 
 from harness.compare import Outcome, Verdict
-from harness.errors import HarnessError, NotRun, StageError
+from harness.errors import HarnessError, NotRun, StageError, Unsupported
 from harness.fixtures import JUDGE, SESSION, CaseId
 from harness.judge import CaseFailed
 from harness.record import CaseRecord
 from harness.state import DEFAULT_CHECKPOINT, POLICY, WAIVERS, State, as_plain
 from harness.waivers import Waiver, applying_waivers
+
+# Options without which a case is another one.
+_SHAPING = (
+    *("checkpoint", "golden", "prompts", "artifact", "recipe", "load_option"),
+    *("interpreter", "policy", "waivers"),
+)
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -85,6 +91,8 @@ def _of_error(error: BaseException) -> Finding | None:
         return Finding(error.verdict)
     if isinstance(error, StageError):
         return Finding(Verdict(Outcome.ERROR, {}, {}, str(error)), error.stage.value)
+    if isinstance(error, Unsupported):
+        return Finding(Verdict(Outcome.UNSUPPORTED, {}, {}, str(error)))
     if isinstance(error, NotRun):
         return Finding(Verdict(Outcome.NOT_RUN, {}, {}, str(error)))
     if isinstance(error, HarnessError):
@@ -129,6 +137,9 @@ def _show(report: pytest.TestReport, item: pytest.Item, finding: Finding, waiver
         report.outcome = "skipped"
         report.wasxfail = f"{waiver.id}: {waiver.reason} ({waiver.url})"
         report.longrepr = finding.verdict.message
+    elif outcome is Outcome.UNSUPPORTED and report.outcome != "skipped":
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {finding.verdict.message}")
     elif outcome is not Outcome.UNSUPPORTED:
         report.outcome = "failed"
         if not finding.traceback:
@@ -140,11 +151,11 @@ def _show(report: pytest.TestReport, item: pytest.Item, finding: Finding, waiver
 def _given_options(config: pytest.Config) -> list[str]:
     """The options of this run without which a case is another: as given, in the form `--name=value`."""
     given = []
-    for name in ("checkpoint", "golden", "prompts", "artifact", "recipe", "interpreter", "policy", "waivers"):
+    for name in _SHAPING:
         value = config.getoption(name)
         if value not in (None, []) and not _is_default(name, value):
             values = value if isinstance(value, list) else [value]
-            given += [f"--{name}={item}" for item in values]
+            given += [f"--{name.replace('_', '-')}={item}" for item in values]
     return given
 
 

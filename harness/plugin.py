@@ -5,7 +5,6 @@ Loaded with `-p harness.plugin`. It imports no runtime; those live in worker pro
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Generator
 from datetime import date, datetime, timezone
@@ -15,19 +14,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from harness import __version__, fixtures
+from harness import __version__, fixtures, marks
+from harness.devices import Machine
+from harness.discovery import RuntimeReport
 from harness.errors import HarnessError
 from harness.fixtures import case_id
 from harness.golden import TREE
+from harness.interruptions import Terminator
 from harness.outcomes import conclude
 from harness.record import CaseRecord, SessionRecord, write_record
 from harness.report.terminal import summarise
+from harness.run import DEVICE_WAIT
 from harness.state import DEFAULT_CHECKPOINT, POLICY, STATE, WAIVERS, Options, State
 from harness.target import DeviceKind, Precision, Target
 
 PROBLEMS = pytest.StashKey[list[str]]()
 WRITTEN = pytest.StashKey[str]()
-_TARGET_IN_ID = re.compile(r"\[([\w.-]+:[\w.-]+:[a-z0-9]+)")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,8 +43,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--prompts", action="append", type=Path, default=[], metavar="FILE", help="a prompt suite of your own (.jsonl)")
     add("--artifact", action="append", default=[], metavar="TARGET=DIR", help="judge a ready-made artifact")
     add("--recipe", action="append", default=[], metavar="TARGET=NAME", help="export by this recipe")
+    add("--load-option", action="append", default=[], metavar="TARGET=NAME=VALUE", help="diagnostic: not the defaults")
     add("--interpreter", action="append", default=[], metavar="BACKEND=PATH", help="the Python of a backend's workers")
+    add("--host", action="append", default=[], metavar="NAME=SPEC", help="another machine: lab1=ssh=user@machine")
+    add("--device-wait", type=float, default=DEVICE_WAIT, metavar="S", help="seconds to wait for a device in use")
     add("--stage-timeout", action="append", default=[], metavar="STAGE=S", help="seconds: discover, prepare, load, run")
+    add("--worker-memory", type=float, default=None, metavar="GIB", help="kill a worker that holds more (no limit)")
     add("--policy", type=Path, default=POLICY, metavar="FILE", help="the limits (conformance/policy.toml)")
     add("--waivers", type=Path, default=WAIVERS, metavar="FILE", help="known defects (conformance/waivers.toml)")
     add("--record", type=Path, default=None, metavar="FILE", help="where the run record goes (records/)")
@@ -57,6 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     config.stash[STATE] = state
     config.pluginmanager.register(fixtures, "phi3-conformance-fixtures")
+    config.pluginmanager.register(marks, "phi3-conformance-marks")
+    config.pluginmanager.register(Terminator(), "phi3-conformance-terminator")
     names = {
         **{kind.value: f"cases on a device of kind {kind.value}" for kind in DeviceKind},
         **{name: f"cases of the backend {name}" for name in state.backends},
@@ -77,8 +85,12 @@ def _options(config: pytest.Config) -> Options:
         require=tuple(get("require")),
         artifacts=tuple(get("artifact")),
         recipes=tuple(get("recipe")),
+        load_options=tuple(get("load_option")),
         interpreters=tuple(get("interpreter")),
+        hosts=tuple(get("host")),
+        device_wait=get("device_wait"),
         stage_timeouts=tuple(get("stage_timeout")),
+        worker_memory=get("worker_memory"),
         policy=get("policy"),
         waivers=get("waivers"),
         record=get("record") or config.rootpath / "records" / f"run-{now}.json",
@@ -178,7 +190,12 @@ class Collector:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Take over what an xdist worker found out while collecting."""
-        self.state.matched_waivers |= set(getattr(node, "workeroutput", {}).get("matched_waivers", ()))
+        output = getattr(node, "workeroutput", {})
+        self.state.matched_waivers |= set(output.get("matched_waivers", ()))
+        self.state.keep_platform(
+            msgspec.convert(output.get("machines", {}), dict[str, Machine]),
+            msgspec.convert(output.get("runtimes", []), list[RuntimeReport]),
+        )
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -212,6 +229,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     output = getattr(config, "workeroutput", None)
     if output is not None:
         output["matched_waivers"] = sorted(state.matched_waivers)
+        output["machines"] = msgspec.to_builtins(state.machines)
+        output["runtimes"] = msgspec.to_builtins(list(state.runtimes.values()))
         return
     if config.getoption("collectonly"):
         return
@@ -244,17 +263,28 @@ def _write(config: pytest.Config, state: State, *, complete: bool, exit_status: 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give all cases of a target to one xdist worker, so that each session is loaded once."""
+    """Give all cases of a CPU target to one xdist worker, and all of a machine's NPU, or of its GPUs, to one."""
     if config.getoption("dist") != "load":
         return None
     from xdist.scheduler import LoadScopeScheduling
 
-    class TargetScheduling(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            found = _TARGET_IN_ID.search(nodeid)
-            return found.group(1) if found else str(super()._split_scope(nodeid))
+    state = config.stash[STATE]
+    # Longest first: a target of this machine is the beginning of the same target's name on a host.
+    groups = {str(target): state.device_group(target) for target in state.targets()}
+    names = sorted(groups, key=len, reverse=True)
 
-    return TargetScheduling(config, log)
+    class DeviceScheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            _, bracket, parameters = nodeid.partition("[")
+            found = next((name for name in names if bracket and _begins(parameters, name)), None)
+            return str(super()._split_scope(nodeid)) if found is None else groups[found]
+
+    return DeviceScheduling(config, log)
+
+
+def _begins(parameters: str, name: str) -> bool:
+    """Whether a test id's parameters begin with a target: what follows it is a dash, or the end."""
+    return parameters.startswith(name) and parameters[len(name) : len(name) + 1] in ("-", "]")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -65,11 +65,26 @@ class ClassLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     suite: SuiteLimits
 
 
+class BusyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a busy counter has moved: see `harness.attest.moved`.
+
+    `seconds_min`: seconds of work before a counter is believed at all. `share_min`: the least share of the
+    work during which the device was busy. `idle_factor`: how many times the idle share is taken off first.
+    `engines_max`: how many times the elapsed time a counter may claim, one for each engine that it adds up.
+    """
+
+    seconds_min: Limit
+    share_min: Limit
+    idle_factor: Limit
+    engines_max: Limit
+
+
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """policy.toml: which evidence suffices for which kind of device, and the limits by compute class."""
 
     schema: int
     attestation: dict[DeviceKind, EvidenceLevel]
+    busy: BusyLimits
     limits: dict[Precision, ClassLimits]
 
     def limits_of(self, compute_class: Precision) -> ClassLimits:
@@ -99,6 +114,8 @@ def read_policy(path: Path) -> Policy:
 
 
 def _limits(policy: Policy) -> Iterator[tuple[str, Limit]]:
+    for key, limit in msgspec.structs.asdict(policy.busy).items():
+        yield f"busy.{key}", limit
     for precision, found in policy.limits.items():
         for group in ("logits", "greedy", "suite"):
             for key, limit in msgspec.structs.asdict(getattr(found, group)).items():

@@ -16,6 +16,7 @@ import msgspec
 from harness.backend import SessionInfo
 from harness.checkpoint import Fingerprint
 from harness.devices import Machine
+from harness.discovery import RuntimeReport
 from harness.errors import RecordError
 from harness.target import DeviceKind, Evidence, Precision
 
@@ -72,7 +73,11 @@ class CheckpointRecord(msgspec.Struct, frozen=True):
 
 
 class RunRecord(msgspec.Struct, frozen=True):
-    """Everything a run saw. `complete` is false where it was cut short; times are UTC."""
+    """Everything a run saw. `complete` is false where it was cut short; times are UTC.
+
+    `machine` is where the controller ran, `hosts` the other machines; `runtimes` what their interpreters were
+    asked for and found.
+    """
 
     schema: int
     harness: str
@@ -88,6 +93,8 @@ class RunRecord(msgspec.Struct, frozen=True):
     waivers_sha256: str
     sessions: list[SessionRecord]
     cases: list[CaseRecord]
+    hosts: dict[str, Machine] = {}
+    runtimes: list[RuntimeReport] = []
 
 
 def without_folders(words: Sequence[str], root: Path) -> list[str]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,18 +11,22 @@ from numpy.typing import NDArray
 
 from harness.backend import Backend, DeviceReport
 from harness.checkpoint import Checkpoint, Fingerprint
-from harness.devices import find_interpreter
+from harness.connection import Host
+from harness.crew import Crew
 from harness.errors import GoldenError, HarnessError, ResourceError, Stage, StageError
-from harness.golden import TREE, Case, Golden, open_golden
+from harness.golden import Case, Golden, open_golden
 from harness.policy import Policy
 from harness.prompts import PromptSuite
 from harness.recording import check_memory, start_reference
 from harness.target import DeviceKind, Target, Unavailable
+from harness.watch import Limits
 from harness.worker import Worker
+
+DEVICE_WAIT = 1800.0
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What the user asked for. `artifacts` and `recipes` pair a target or glob with a folder or a recipe's name."""
+    """What the user asked for. `artifacts`, `recipes` and `load_options` begin with a target or glob."""
 
     checkpoint: Checkpoint
     fingerprint: Fingerprint
@@ -34,8 +35,14 @@ class Settings(msgspec.Struct, frozen=True):
     policy: Policy
     artifacts: tuple[tuple[str, Path], ...] = ()
     recipes: tuple[tuple[str, str], ...] = ()
+    load_options: tuple[tuple[str, str, str], ...] = ()
     interpreters: dict[str, Path] = {}
+    hosts: dict[str, Host] = {}
+    device_wait: float = DEVICE_WAIT
+    """Seconds that a session waits for an NPU or GPU that another process uses."""
     timeouts: dict[Stage, float] = {}
+    worker_memory: int | None = None
+    """Bytes that a worker may hold, None for no limit."""
     trust_remote_code: bool = False
 
 
@@ -62,16 +69,18 @@ class PromptCase(msgspec.Struct, frozen=True):
 
 
 class Run:
-    """Backends, goldens, workers and caches of one process. `close` stops the workers that no session owns."""
+    """Backends, goldens, workers and caches of one process. `close` stops every worker.
+
+    Raises ResourceError when the temporary folder has no room for one of ours.
+    """
 
     def __init__(self, settings: Settings, backends: Mapping[str, Backend], announce: Callable[[str], None]) -> None:
         self.settings = settings
         self.backends = backends
         self.announce = announce
-        self.scratch = Path(tempfile.mkdtemp(prefix="phi3-conformance-"))
+        self.limits = Limits(settings.timeouts, settings.worker_memory)
+        self.crew = Crew(backends, interpreters=settings.interpreters, hosts=settings.hosts, limits=self.limits)
         self._goldens: dict[str, Golden] = {}
-        self._discovered: dict[str, dict[str, DeviceReport | Unavailable] | Unavailable | StageError] = {}
-        self._spare: dict[str, Worker] = {}
         self._reference: Worker | StageError | None = None
         self._reference_logits: dict[tuple[int, ...], NDArray[np.float32]] = {}
 
@@ -91,62 +100,9 @@ class Run:
         """The kind of device that a target names."""
         return self.backends[target.backend].devices[target.base_device]
 
-    def new_worker(self, label: str, backend: Backend) -> Worker:
-        """A worker, not yet started, under the interpreter that has the backend's runtime."""
-        interpreter = find_interpreter(backend, self.settings.interpreters, TREE)
-        return Worker(label, self.scratch, interpreter=interpreter, timeouts=self.settings.timeouts)
-
-    def take_worker(self, target: Target) -> Worker:
-        """A started worker that has opened the target's backend."""
-        spare = self._spare.pop(target.backend, None)
-        if spare is not None and spare.running:
-            spare.label = str(target)
-            return spare
-        backend = self.backends[target.backend]
-        worker = self.new_worker(str(target), backend)
-        worker.start()
-        try:
-            worker.call(Stage.LOAD, "open", backend=backend.name)
-        except BaseException:
-            worker.stop()
-            raise
-        return worker
-
     def find_device(self, target: Target) -> DeviceReport | Unavailable:
         """The target's device, or why it cannot be used. Raises StageError(discover) when looking failed."""
-        if target.backend not in self._discovered:
-            self._discovered[target.backend] = self._discover(self.backends[target.backend])
-        found = self._discovered[target.backend]
-        if isinstance(found, StageError):
-            raise found
-        if isinstance(found, Unavailable):
-            return found
-        if target.device not in found:
-            worker = self.take_worker(target)
-            try:
-                found |= _reports(worker.call(Stage.DISCOVER, "discover", devices=[target.device]))
-            finally:
-                worker.stop()
-        if target.device not in found:
-            raise StageError(Stage.DISCOVER, f"the backend {target.backend} says nothing of the device {target.device}")
-        return found[target.device]
-
-    def _discover(self, backend: Backend) -> dict[str, DeviceReport | Unavailable] | Unavailable | StageError:
-        """Ask a backend for all its devices at once; its worker is kept for the first session."""
-        worker = self.new_worker(f"{backend.name}-discovery", backend)
-        try:
-            worker.start(Stage.DISCOVER)
-            opened = worker.call(Stage.DISCOVER, "open", backend=backend.name)
-            if opened["missing"]:
-                worker.stop()
-                names = ", ".join(name.split("|")[0] for name in opened["missing"])
-                return Unavailable(f"{names} not installed", backend.install)
-            found = _reports(worker.call(Stage.DISCOVER, "discover", devices=list(backend.devices)))
-        except StageError as error:
-            worker.stop()
-            return error
-        self._spare[backend.name] = worker
-        return found
+        return self.crew.discovery.find(target)
 
     def reference_logits(self, case: Case, tokens: Sequence[int]) -> NDArray[np.float32]:
         """FP32 PyTorch's logits at the positions that chose `tokens` after the case's prompt, `[m, V]` float32.
@@ -175,7 +131,7 @@ class Run:
         return rows
 
     def _start_reference(self, length: int) -> Worker | StageError:
-        worker = self.new_worker("reference", self.backends["pytorch"])
+        worker = self.crew.hire_for("reference", "pytorch")
         try:
             check_memory(self.settings.checkpoint, length)
             start_reference(self.settings.checkpoint, worker, trust_remote_code=self.settings.trust_remote_code)
@@ -185,18 +141,9 @@ class Run:
         return worker
 
     def close(self) -> None:
-        """Stop every worker that no session owns and delete the scratch folder."""
-        for worker in (*self._spare.values(), self._reference):
-            if isinstance(worker, Worker):
-                worker.stop()
-        self._spare.clear()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        """Stop every worker and delete the scratch folder."""
+        self.crew.close()
 
 
 def _no_reference(error: HarnessError) -> StageError:
     return StageError(Stage.COMPARE, f"the golden reference cannot be run: {error.problem}", error.remedy)
-
-
-def _reports(found: Mapping[str, Any]) -> dict[str, DeviceReport | Unavailable]:
-    # The wire carries builtins; both Structs are tagged, so the union can be told apart.
-    return {device: msgspec.convert(report, DeviceReport | Unavailable) for device, report in found.items()}

@@ -1,27 +1,39 @@
 """One target in a run: its artifact, the worker with its session, and what it answered.
 
-A session whose worker died is started again for the next case; one that keeps dying is given up.
+A session whose worker died is started again for the next case, also when it died while loading; one that
+keeps dying is given up.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from harness.artifacts import Artifact, describe, ensure_exported
-from harness.backend import Backend, SessionInfo
+from harness.artifacts import Artifact
+from harness.backend import Capabilities, SessionInfo
 from harness.compare import Rows, Verdict, compare_logits
-from harness.errors import NotRun, Stage, StageError, UsageError, WorkerDied, WorkerTimeout
+from harness.device_lock import Holder
+from harness.errors import (
+    NotRun,
+    Stage,
+    StageError,
+    Unsupported,
+    WorkerDied,
+    WorkerTimeout,
+)
 from harness.policy import compute_class
+from harness.preparation import prepare
 from harness.run import PromptCase, Run
 from harness.target import Evidence, Precision, Target, matches
 from harness.worker import Worker
 
 # A target whose worker has died this often is given up.
 MAX_DEATHS = 3
+
+_CLAIM_SECONDS = 0.5
 
 T = TypeVar("T")
 
@@ -36,6 +48,8 @@ class TargetSession:
         self.artifact: Artifact | None = None
         self.info: SessionInfo | None = None
         self.deaths = 0
+        self._last_death: StageError | None = None
+        self._untold: WorkerDied | None = None
         self._worker: Worker | None = None
         self._known: dict[tuple[str, str, str], Any] = {}
         self._evidence: Evidence | None = None
@@ -44,21 +58,35 @@ class TargetSession:
     def start(self) -> None:
         """Prepare the artifact and load it. Raises StageError with the stage that failed.
 
+        A worker that dies while it loads counts as one that dies later: the error is the first case's, and
+        the next case starts another. A hang is not tried again, since a load may take half an hour to time out.
+        """
+        try:
+            self._start()
+        except WorkerDied as error:
+            if error.stage is not Stage.LOAD:
+                raise
+            self._count(error)
+            self._untold = error
+
+    def _start(self) -> None:
+        """Load, in a new worker.
+
         What an earlier process answered is forgotten: its evidence would not be this one's.
         """
         self._evidence, self._computed = None, False
         self._known = {key: value for key, value in self._known.items() if isinstance(value, StageError)}
-        backend = self.run.backends[self.target.backend]
-        self._worker = self.run.take_worker(self.target)
+        self._worker = self.run.crew.take(self.target)
         try:
             if self.artifact is None:
-                self.artifact = self._prepare(backend, self._worker)
+                self.artifact = prepare(self.run, self.target, self._worker)
+            self._claim(self._worker)
             info = self._worker.call(
                 Stage.LOAD,
                 "load",
                 artifact=str(self.artifact.path),
                 target=str(self.target),
-                options={},
+                options=self.load_options,
                 trust_remote_code=self.run.settings.trust_remote_code,
             )
         except BaseException:
@@ -78,6 +106,12 @@ class TargetSession:
                 f"the artifact has a vocabulary of {self.info.vocabulary}, the checkpoint one of {expected}",
                 "give the checkpoint that the artifact was made from: --checkpoint",
             )
+
+    @property
+    def load_options(self) -> dict[str, str]:
+        """What the session is loaded with beyond the runtime's defaults; its verdicts are diagnostic then."""
+        given = self.run.settings.load_options
+        return {name: value for pattern, name, value in given if matches(self.target, pattern)}
 
     @property
     def compute_class(self) -> Precision:
@@ -115,49 +149,47 @@ class TargetSession:
             self._worker.stop()
             self._worker = None
 
-    def _prepare(self, backend: Backend, worker: Worker) -> Artifact:
-        settings = self.run.settings
-        given = [path for pattern, path in settings.artifacts if matches(self.target, pattern)]
-        if given:
-            return describe(given[-1], "given")
-        named = [name for pattern, name in settings.recipes if matches(self.target, pattern)]
-        try:
-            recipe = backend.recipe(self.target, named[-1] if named else None)
-        except UsageError as error:
-            raise StageError(Stage.PREPARE, error.problem, error.remedy) from None
-        if recipe is None:
-            return describe(settings.checkpoint.path, "checkpoint")
-
-        def export(out: Path) -> list[str]:
-            command: list[str] = worker.call(
-                Stage.PREPARE,
-                "export",
-                recipe=recipe,
-                checkpoint=str(settings.checkpoint.path),
-                out=str(out),
-                trust_remote_code=settings.trust_remote_code,
-            )
-            return command
-
-        versions = worker.call(Stage.PREPARE, "versions", names=list(recipe.exporter))
-        key = settings.fingerprint.key
-        return ensure_exported(
-            settings.checkpoint, key, backend.name, recipe, versions, export, announce=self.run.announce
-        )
+    def _claim(self, worker: Worker) -> None:
+        """Wait until no other process uses the target's device; a CPU is shared."""
+        end, told = time.monotonic() + self.run.settings.device_wait, False
+        while True:
+            holder = worker.call(Stage.LOAD, "claim", target=str(self.target))
+            if holder is None:
+                return
+            found = msgspec.convert(holder, Holder)
+            if time.monotonic() >= end:
+                raise StageError(
+                    Stage.LOAD,
+                    f"the device of {self.target} is in use by {found}",
+                    "let that end, or wait longer with --device-wait SECONDS",
+                )
+            if not told:
+                self.run.announce(f"{self.target} waits for its device: {found}")
+                told = True
+            time.sleep(_CLAIM_SECONDS)
 
     def _compare(self, prompt: PromptCase) -> Rows | Verdict:
         case = prompt.case
+        self._check_length(prompt, len(case.continuation))
         logits = self._call("teacher_force", prompt=list(case.tokens), continuation=list(case.continuation))
         whole = self.info is None or self.info.capabilities.whole_prompt_logits
         return compare_logits(prompt.logits(), logits, len(case.tokens), whole_prompt=whole)
 
     def _generate(self, prompt: PromptCase) -> list[int]:
         case = prompt.case
+        self._check_length(prompt, case.new_tokens)
         ends = list(prompt.golden.manifest.end_tokens)
         tokens: list[int] = self._call(
             "generate", prompt=list(case.tokens), max_new_tokens=case.new_tokens, end_tokens=ends
         )
         return tokens
+
+    def _check_length(self, prompt: PromptCase, new_tokens: int) -> None:
+        """Refuse here what the runtime would refuse by raising, or by ending its process."""
+        able = self.info.capabilities if self.info else Capabilities()
+        refusal = able.refuses(len(prompt.case.tokens), new_tokens)
+        if refusal:
+            raise Unsupported(f"{self.target}: {refusal}", able.longer)
 
     def _remember(self, what: str, prompt: PromptCase, compute: Callable[[], T]) -> T:
         """Compute once a case; an error is remembered too, so that a crash is not repeated by every test of it."""
@@ -174,23 +206,36 @@ class TargetSession:
         return value
 
     def _call(self, operation: str, **arguments: Any) -> Any:
+        if self._untold is not None:
+            untold, self._untold = self._untold, None
+            raise untold
         if self._worker is None or not self._worker.running:
             self._restart()
         assert self._worker is not None
         try:
             value = self._worker.call(Stage.RUN, operation, **arguments)
-        except (WorkerDied, WorkerTimeout):
-            self.deaths += 1
+        except (WorkerDied, WorkerTimeout) as error:
+            self._count(error)
             raise
         if operation != "evidence":
             self._computed, self._evidence = True, None
         return value
 
     def _restart(self) -> None:
-        if self.deaths >= MAX_DEATHS:
-            raise NotRun(f"{self.target} was given up after its worker had died {self.deaths} times")
+        if self.target.host is not None:  # a lost host is an error each time, and no crash of the target's
+            self.run.crew.lab.check(self.target.host, Stage.RUN)
+        if self.deaths >= MAX_DEATHS and self._last_death is not None:
+            last = self._last_death.problem.splitlines()[0]
+            raise NotRun(
+                f"{self.target} was given up after its worker had died {self.deaths} times, the last time so: {last}",
+                self._last_death.remedy,
+            )
         try:
-            self.start()
-        except StageError:
-            self.deaths += 1
+            self._start()
+        except StageError as error:
+            self._count(error)
             raise
+
+    def _count(self, error: StageError) -> None:
+        self.deaths += 1
+        self._last_death = error

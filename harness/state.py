@@ -14,9 +14,12 @@ import pytest
 from harness import __version__
 from harness.backend import Backend, load_backends
 from harness.checkpoint import Checkpoint, Fingerprint, find_checkpoint, sha256_text
-from harness.devices import parse_interpreters, this_machine
+from harness.connection import Host
+from harness.devices import Machine, parse_interpreters, this_machine
+from harness.discovery import RuntimeReport
 from harness.errors import Stage, UsageError
 from harness.golden import TREE, golden_roots, open_golden
+from harness.lab import parse_hosts
 from harness.policy import Policy, read_policy
 from harness.prompts import PromptSuite, read_suite
 from harness.record import (
@@ -32,6 +35,7 @@ from harness.run import Run, Settings
 from harness.sessions import TargetSession
 from harness.target import DeviceKind, Target, matches
 from harness.waivers import Waiver, read_waivers
+from harness.watch import GIB
 
 DEFAULT_CHECKPOINT = TREE / "golden" / "phi-3-tiny" / "checkpoint"
 PROMPTS = TREE / "conformance" / "prompts"
@@ -52,8 +56,12 @@ class Options(msgspec.Struct, frozen=True):
     require: tuple[str, ...]
     artifacts: tuple[str, ...]
     recipes: tuple[str, ...]
+    load_options: tuple[str, ...]
     interpreters: tuple[str, ...]
+    hosts: tuple[str, ...]
+    device_wait: float
     stage_timeouts: tuple[str, ...]
+    worker_memory: float | None
     policy: Path
     waivers: Path
     record: Path
@@ -70,8 +78,11 @@ class State:
         self.cases: list[CaseRecord] = []
         self.sessions: dict[str, SessionRecord] = {}
         self.matched_waivers: set[str] = set()
+        self.machines: dict[str, Machine] = {}
+        self.runtimes: dict[str, RuntimeReport] = {}
         self._announce = announce
         self._run: Run | None = None
+        self._marked: Mapping[Stage, float] = {}
         self._suites: tuple[PromptSuite, ...] | None = None
         self._policy: Policy | None = None
         self._waivers: tuple[Waiver, ...] | None = None
@@ -85,12 +96,22 @@ class State:
         """
         if self._targets is None:
             declared = [target for backend in self.backends.values() for target in backend.targets()]
-            self._targets = select_targets(declared, self.options.targets, self.backends)
+            there = [msgspec.structs.replace(target, host=host) for host in self.hosts() for target in declared]
+            self._targets = select_targets([*declared, *there], self.options.targets, self.backends)
         return self._targets
+
+    def hosts(self) -> dict[str, Host]:
+        """The machines of --host by name. Raises UsageError."""
+        return parse_hosts(self.options.hosts)
 
     def kind(self, target: Target) -> DeviceKind:
         """The kind of device a target names."""
         return self.backends[target.backend].devices[target.base_device]
+
+    def device_group(self, target: Target) -> str:
+        """What must not be used twice at once: an NPU or the GPUs of a machine; a CPU target shares with all others."""
+        kind = self.kind(target)
+        return str(target) if kind is DeviceKind.CPU else f"{kind.value}:{target.host or ''}"
 
     def suites(self) -> tuple[PromptSuite, ...]:
         """The suites of --prompts, or those that come with the project."""
@@ -130,22 +151,31 @@ class State:
                 run.close()
                 raise
             self._run = run
+            run.limits.mark(self._marked)
         return self._run
+
+    def mark(self, timeouts: Mapping[Stage, float]) -> None:
+        """Let the test that runs now have timeouts of its own, in seconds by stage."""
+        self._marked = timeouts
+        if self._run is not None:
+            self._run.limits.mark(timeouts)
 
     def check(self) -> None:
         """Read every file that the options name, so that a bad one stops the run before it begins."""
         targets = self.targets()
         self.waivers()
         settings = self._settings()
-        for option, pairs in (("--artifact", settings.artifacts), ("--recipe", settings.recipes)):
-            for pattern, _ in pairs:
+        given: dict[str, Sequence[tuple[Any, ...]]]
+        given = {"--artifact": settings.artifacts, "--recipe": settings.recipes, "--load-option": settings.load_options}
+        for option, chosen in given.items():
+            for pattern in [words[0] for words in chosen]:
                 if not any(matches(target, pattern) for target in targets):
                     raise UsageError(f"{option} {pattern!r} matches no target of this run", "mend it, or --targets")
         for pattern, folder in settings.artifacts:
             if not folder.is_dir():
                 raise UsageError(f"--artifact {pattern}: there is no artifact folder {folder}", "name a folder")
         for backend in settings.interpreters:
-            if backend not in self.backends:
+            if backend.split(":")[0] not in self.backends:
                 raise UsageError(f"--interpreter {backend!r} is no backend", f"one of {', '.join(self.backends)}")
         for suite in self.suites():
             open_golden(settings.golden_roots, settings.checkpoint, settings.fingerprint, suite)
@@ -163,10 +193,20 @@ class State:
         )
 
     def close(self) -> None:
-        """Stop workers and delete scratch files."""
+        """Keep what was found out of machines and runtimes, stop workers and delete scratch files."""
         if self._run is not None:
+            self.keep_platform(self._run.crew.lab.machines, self._run.crew.discovery.reports())
             self._run.close()
             self._run = None
+
+    def keep_platform(self, machines: Mapping[str, Machine], runtimes: Sequence[RuntimeReport]) -> None:
+        """Add to what is known of hosts and runtimes; xdist's workers each find out a part."""
+        self.machines |= machines
+        for found in runtimes:
+            key = f"{found.backend}:{found.host}:{found.python}:{sorted(found.versions.items())}"
+            known = self.runtimes.get(key)
+            devices = {**(known.devices if known else {}), **found.devices}
+            self.runtimes[key] = msgspec.structs.replace(found, devices=devices)
 
     def unmet(self) -> list[str]:
         """The --require demands that no judged case meets."""
@@ -191,6 +231,8 @@ class State:
             exit_status=exit_status,
             command=without_folders(command, TREE),
             machine=this_machine(),
+            hosts=self.machines,
+            runtimes=list(self.runtimes.values()),
             checkpoint=checkpoint,
             suites={suite.name: suite.sha256 for suite in self._suites or ()},
             policy_sha256=_hash(self.options.policy),
@@ -210,8 +252,12 @@ class State:
             policy=self.policy(),
             artifacts=tuple((p, Path(d).absolute()) for p, d in _pairs("--artifact", self.options.artifacts)),
             recipes=tuple(_pairs("--recipe", self.options.recipes)),
+            load_options=tuple(_triples("--load-option", self.options.load_options)),
             interpreters=parse_interpreters(list(self.options.interpreters)),
+            hosts=self.hosts(),
+            device_wait=self.options.device_wait,
             timeouts=parse_timeouts(self.options.stage_timeouts),
+            worker_memory=parse_memory(self.options.worker_memory),
             trust_remote_code=self.options.trust_remote_code,
         )
 
@@ -230,7 +276,7 @@ def select_targets(
         found = [target for target in declared if matches(target, pattern)]
         if not found and not any(character in pattern for character in "*?["):
             target = Target.parse(pattern)
-            base = Target(target.backend, target.base_device, target.precision)
+            base = msgspec.structs.replace(target, device=target.base_device)
             found = [target] if base in declared and target.backend in backends else []
         if not found:
             raise UsageError(
@@ -255,6 +301,15 @@ def parse_timeouts(texts: Sequence[str]) -> dict[Stage, float]:
     return timeouts
 
 
+def parse_memory(gib: float | None) -> int | None:
+    """Bytes for `--worker-memory GIB`. Raises UsageError for what is no amount of memory."""
+    if gib is None:
+        return None
+    if not 0 < gib < math.inf:
+        raise UsageError(f"--worker-memory {gib:g} is no amount of memory", "give GiB: --worker-memory 8")
+    return int(gib * GIB)
+
+
 def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
     pairs = []
     for text in texts:
@@ -263,6 +318,19 @@ def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
             raise UsageError(f"{option} {text!r} is not TARGET=VALUE", f"write {option} openvino:cpu:int4=VALUE")
         pairs.append((target, value))
     return pairs
+
+
+def _triples(option: str, texts: Sequence[str]) -> list[tuple[str, str, str]]:
+    triples = []
+    for target, setting in _pairs(option, texts):
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise UsageError(
+                f"{option} {target}={setting!r} is not TARGET=NAME=VALUE",
+                f"write {option}='openvino:npuw-cpu:*=whole-prompt=yes'",
+            )
+        triples.append((target, name, value))
+    return triples
 
 
 def _check_distinct(suites: Sequence[PromptSuite]) -> None:

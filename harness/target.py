@@ -102,14 +102,45 @@ class EvidenceLevel(str, enum.Enum):
     NONE = "none"
 
 
+class Placement(msgspec.Struct, frozen=True):
+    """What one execution provider ran of a graph: runs of nodes, those that are products or attention, and µs."""
+
+    provider: str
+    nodes: int
+    heavy_nodes: int
+    microseconds: int
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What one busy counter did during one window of work: raw numbers, judged by `harness.attest`.
+
+    `idle_share`: the share of its time that the device was busy before this session computed anything, from
+    0 to 1, or above 1 where a counter adds several engines up. `busy_seconds`: how long it was busy during the
+    window; above `elapsed_seconds` where several engines ran at once. `elapsed_seconds`: from the first to
+    the last reading of the window, pauses between calls included. `work_seconds`: wall time spent in calls.
+    """
+
+    counter: str
+    device_wide: bool
+    idle_share: float
+    busy_seconds: float
+    elapsed_seconds: float
+    work_seconds: float
+
+
 class Evidence(msgspec.Struct, frozen=True):
     """What was found out about where a session ran.
 
-    `devices` is what the runtime (or a counter) names, in the runtime's own words; `kinds` the device
-    kinds these amount to; `source` the property or counter that was read.
+    `devices` is what the runtime names, in its own words; `kinds` the device kinds these amount to; `source`
+    the property or profile that was read; `level` what that is worth by itself. `placements` are the counts
+    behind a profile. `readings` are those of the operating system's busy counters, gathered by the worker
+    for whatever backend; `unread` says why there are none.
     """
 
     level: EvidenceLevel
     kinds: tuple[DeviceKind, ...]
     devices: tuple[str, ...]
     source: str
+    placements: tuple[Placement, ...] = ()
+    readings: tuple[Reading, ...] = ()
+    unread: str = ""

@@ -1,8 +1,8 @@
 """How values cross between controller and worker: builtins as they are, arrays by file or by channel.
 
 A large array is written to the scratch folder, memory-mapped by the receiver and unlinked, so that it
-is never copied through a pipe. Small ones, and all of them where the two do not share a disk, travel
-as bytes in the message.
+is never copied through a pipe. Small ones, and all of them where the two do not share a disk or the disk
+is full, travel as bytes in the message.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.errors import ResourceError
+
 _BY_CHANNEL_BYTES = 1 << 18
+# A message of execnet is shorter than 2 GiB; this leaves room for what is around the array.
+_MESSAGE_BYTES = (1 << 31) - (1 << 20)
 _ARRAY = "__array__"
 _serial = itertools.count()
 
@@ -47,11 +51,25 @@ def unpack(value: Any) -> Any:
 
 def _pack_array(array: NDArray[Any], scratch: Path | None) -> dict[str, Any]:
     if scratch is None or array.nbytes < _BY_CHANNEL_BYTES:
-        contiguous = np.ascontiguousarray(array)
-        return {_ARRAY: contiguous.tobytes(), "dtype": array.dtype.str, "shape": list(array.shape)}
+        return _in_message(array)
     path = scratch / f"{os.getpid()}-{next(_serial)}.npy"
-    np.save(path, array, allow_pickle=False)
+    try:
+        np.save(path, array, allow_pickle=False)
+    except OSError as error:  # a full disk, of which NumPy tells without the errno
+        with contextlib.suppress(OSError):
+            path.unlink()
+        if array.nbytes > _MESSAGE_BYTES:
+            raise ResourceError(
+                f"an array of {array.nbytes} bytes fits neither into {scratch} ({error}) nor into a message",
+                "free space, or set TMPDIR (TEMP on Windows) to a folder on another disk",
+            ) from None
+        return _in_message(array)
     return {_ARRAY: str(path)}
+
+
+def _in_message(array: NDArray[Any]) -> dict[str, Any]:
+    content = np.ascontiguousarray(array).tobytes()
+    return {_ARRAY: content, "dtype": array.dtype.str, "shape": list(array.shape)}
 
 
 def _unpack_array(value: dict[str, Any]) -> NDArray[Any]:

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Mapping
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import execnet
-import psutil
 
 from harness import __version__
+from harness.connection import BROKEN, Connection, Host
 from harness.errors import Stage, StageError, WorkerDied, WorkerRaised, WorkerTimeout
+from harness.last_words import WorkerLog, exit_description, exit_remedy, hung_in, quote
+from harness.orphans import Tree
+from harness.watch import LOOK_SECONDS, Excess, Limits, MemoryWatch
 from harness.wire import pack, unpack
 
-# Seconds allowed for one call, by stage. Export and load of a full-size model take minutes.
-TIMEOUTS: dict[Stage, float] = {
-    Stage.DISCOVER: 180.0,
-    Stage.PREPARE: 7200.0,
-    Stage.LOAD: 1800.0,
-    Stage.RUN: 1800.0,
-}
 _START_SECONDS = 60.0
 _LAST_WORDS_SECONDS = 10.0
-_TAIL_BYTES = 16000
-_TAIL_LINES = 24
-_FAULT = ("Fatal Python error", "Windows fatal exception")
+_EXIT_SECONDS = 5.0
+_STACK_SECONDS = 1.0
+_serial = itertools.count()
 
 _BOOTSTRAP = """
 try:
@@ -42,11 +38,24 @@ else:
 """
 
 
+class There(Protocol):
+    """What can be asked of a worker's host while, or after, the worker does not answer: see `harness.lab`."""
+
+    def end(self, host: str, pid: int) -> None:
+        """Kill a process there."""
+        ...
+
+    def tail(self, host: str, log: str) -> str:
+        """The end of a log there, as a message quotes it."""
+        ...
+
+
 class Worker:
-    """One process that hosts a backend, reached through execnet.
+    """One process that hosts a backend.
 
     `interpreter` is the Python it runs under, None for this one. `scratch` is the folder for its log and
-    for large arrays. Nothing is started before `start`.
+    for large arrays. `limits` are what its calls may take. On a `host`, interpreter and log are there, and
+    `there` looks after it. Nothing is started before `start`.
     """
 
     def __init__(
@@ -54,24 +63,34 @@ class Worker:
         label: str,
         scratch: Path,
         *,
-        interpreter: Path | None = None,
-        timeouts: Mapping[Stage, float] | None = None,
+        interpreter: str | Path | None = None,
+        limits: Limits | None = None,
+        host: Host | None = None,
+        there: There | None = None,
     ) -> None:
         self.label = label
-        self.log = scratch / (label.replace(":", "_").replace("/", "_") + ".log")
+        self.limits = limits or Limits()
         self.pid: int | None = None
+        self.python = ""
+        """The version of its Python, once started."""
+        self.host = host
+        self.here = host is None
+        """Whether it runs on this machine, so that its process can be looked at, signalled and killed."""
+        name = label.replace(":", "_").replace("/", "_")
+        self._log = WorkerLog(scratch / f"{name}-{next(_serial)}.log")
         self._scratch = scratch
-        self._interpreter = interpreter
-        self._timeouts = {**TIMEOUTS, **(timeouts or {})}
-        self._group: execnet.Group | None = None
-        self._gateway: Any = None
-        self._channel: Any = None
+        self._there = there
+        self._log_there = ""
+        self._interpreter = None if interpreter is None else str(interpreter)
+        self._connection: Connection | None = None
+        self._tree: Tree | None = None
+        self._watch: MemoryWatch | None = None
         self._busy = False
 
     @property
     def running(self) -> bool:
         """Whether the process was started and has not been stopped or found dead."""
-        return self._channel is not None
+        return self._connection is not None
 
     def start(self, stage: Stage = Stage.LOAD) -> None:
         """Start the process and shake hands.
@@ -79,157 +98,202 @@ class Worker:
         Raises StageError when the interpreter cannot be run, or lacks this package at this version.
         """
         self._scratch.mkdir(parents=True, exist_ok=True)
-        self._group = execnet.Group()
         try:
-            self._gateway = self._group.makegateway(self._spec())
-            self._channel = self._gateway.remote_exec(_BOOTSTRAP)
-            self._channel.send(
-                {"log": str(self.log), "scratch": str(self._scratch), "share_files": True, "parent": os.getpid()}
-            )
-            greeting = self._channel.receive(_START_SECONDS)
-        except (OSError, EOFError, execnet.TimeoutError, execnet.RemoteError, execnet.HostNotFound) as error:
-            self._drop()
-            raise StageError(
-                stage,
-                f"no worker for {self.label}: {self._interpreter or sys.executable} gave {_describe(error)}",
-                "name a working Python with --interpreter BACKEND=PATH",
-            ) from None
+            greeting = self._greet()
+        except (*BROKEN, AssertionError, execnet.HostNotFound) as error:
+            self._bury()
+            raise self._not_started(stage, error) from None
+        except BaseException:
+            self._bury()
+            raise
         if greeting["version"] != __version__:
-            self._drop()
+            self._bury()
             raise StageError(stage, *self._wrong_package(greeting))
         self.pid = int(greeting["pid"])
+        self.python, self._log_there = greeting["python"], greeting["log"]
+        if self.here:
+            self._tree = Tree(self.pid, greeting["group"])
+            self._watch = MemoryWatch(self._tree, self.limits)
 
     def call(self, stage: Stage, operation: str, /, **arguments: Any) -> Any:
         """Ask for one operation and wait for its value.
 
-        Raises WorkerRaised when the runtime raised, WorkerDied when the process ended, WorkerTimeout when
-        no answer came within the stage's time; after the last two the worker is no longer running.
+        Raises WorkerRaised when the runtime raised, WorkerDied when the process ended, held too much memory
+        or garbled its connection, WorkerTimeout when no answer came within the stage's time; after the last
+        two the worker is no longer running.
         """
-        if self._channel is None:
+        if self._connection is None:
             raise StageError(stage, f"the worker of {self.label} is not running")
         self._busy = True
         try:
-            self._channel.send((operation, pack(arguments, self._scratch)))
-            answer = self._channel.receive(self._timeouts[stage])
-            self._busy = False
+            self._connection.send((operation, pack(arguments, self._scratch if self.here else None)))
+            answer = self._wait(self._connection, self.limits.seconds(stage))
         except execnet.TimeoutError:
-            tail = self.log_tail()
+            raise self._timed_out(stage, operation) from None
+        except Excess as error:
+            tail = self._tail()
             self.kill()
-            raise WorkerTimeout(
-                stage,
-                f"{self.label} did not answer to {operation} within {self._timeouts[stage]:.0f} s and was killed{tail}",
-                f"if it only needs longer: --stage-timeout {stage.value}=SECONDS",
-            ) from None
-        except (EOFError, OSError):
-            raise self._died(stage, operation) from None
+            problem = f"the worker of {self.label} was killed in {operation}: {error.problem}{tail}"
+            raise WorkerDied(stage, problem, error.remedy) from None
+        except BROKEN as error:
+            raise self._died(self._connection, stage, operation, error) from None
+        self._busy = False
+        if not isinstance(answer, tuple) or not answer or answer[0] not in ("ok", "raised"):
+            raise self._garbled(stage, operation)
         if answer[0] == "ok":
             return unpack(answer[1])
         raise self._raised(stage, operation, *answer[1:])
 
     def stop(self) -> None:
-        """Ask the process to release its session and end; kill it when it will not."""
+        """Ask the process to release its session and end; kill it, and what it started, when it will not.
+
+        Takes at most about 20 s, whatever the process does.
+        """
+        if self._connection is None:
+            return
         if self._busy:  # interrupted in the middle of a call: it would not listen
             self.kill()
-        if self._channel is not None:
-            with contextlib.suppress(OSError, EOFError, execnet.TimeoutError, execnet.RemoteError):
-                self._channel.send(None)
-                self._channel.receive(_LAST_WORDS_SECONDS)
-        self._drop()
+            return
+        if self._tree is not None:
+            self._tree.descendants()  # seen now, since once it has ended well nothing tells what it started
+        with contextlib.suppress(*BROKEN):
+            self._connection.send(None)
+            self._connection.receive(_LAST_WORDS_SECONDS)
+            self._connection.ask_to_end()
+            self._connection.exit_status(_EXIT_SECONDS)
+        self._bury()
 
     def kill(self) -> None:
         """End the process at once, with what it started: an exporter would go on writing."""
-        if self._gateway is not None:
-            _kill_children(self.pid)
-            self._gateway._io.kill()
-        self._drop()
+        if self.host is not None and self._there is not None and self.pid is not None:
+            self._there.end(self.host.name, self.pid)
+        self._bury()
 
-    def log_tail(self) -> str:
-        """The last lines of the process's own output, indented for a message; empty when there are none."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
-                text = file.read().decode("utf-8", errors="replace")
-        except OSError:
-            return ""
-        lines = _last_words([line for line in text.replace("\r", "\n").splitlines() if line.strip()])
-        return "".join(f"\n    | {line}" for line in ["last output of the worker:", *lines]) if lines else ""
+    def _greet(self) -> dict[str, Any]:
+        self._connection = Connection(self._interpreter, _BOOTSTRAP, self.host)
+        settings = {
+            "log": str(self._log.path) if self.here else None,
+            "scratch": str(self._scratch) if self.here else None,
+            "parent": os.getpid() if self.here else None,
+        }
+        self._connection.send(settings)
+        greeting: dict[str, Any] = self._connection.receive(_START_SECONDS)
+        return greeting
 
-    def _spec(self) -> str:
-        if self._interpreter is None:
-            return "popen//execmodel=main_thread_only"
-        path = str(self._interpreter)
-        quoted = f'"{path}"' if sys.platform == "win32" else shlex.quote(path)
-        return f"popen//execmodel=main_thread_only//python={quoted}"
+    def _wait(self, connection: Connection, seconds: float) -> Any:
+        """The answer, looking at the worker while it computes. The answer itself is never waited for longer."""
+        deadline = time.monotonic() + seconds
+        while True:
+            self._log.trim()
+            if self._watch is not None:
+                self._watch.look()
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                return connection.receive(min(left, LOOK_SECONDS))
+            except execnet.TimeoutError:
+                if left <= LOOK_SECONDS:
+                    raise
+            if self.here and connection.ended:  # and a child of it holds the connection open
+                with contextlib.suppress(execnet.TimeoutError):
+                    return connection.receive(LOOK_SECONDS)
+                raise EOFError
+
+    def _timed_out(self, stage: Stage, operation: str) -> WorkerTimeout:
+        tail = self._tail()
+        stack = quote("it hung in", self._stack())
+        self.kill()
+        seconds = self.limits.seconds(stage)
+        problem = f"{self.label} did not answer to {operation} within {seconds:g} s and was killed{stack}{tail}"
+        return WorkerTimeout(stage, problem, self.limits.remedy(stage))
+
+    def _stack(self) -> list[str]:
+        """Where the worker is in Python, innermost first; nothing where it cannot be asked."""
+        if self._tree is None or sys.platform == "win32":
+            return []
+        start = self._log.size()
+        self._tree.signal(signal.SIGUSR1)
+        deadline, seen = time.monotonic() + _STACK_SECONDS, start
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+            if seen > start and self._log.size() == seen:  # the dump has come, and come to its end
+                break
+            seen = self._log.size()
+        return hung_in(self._log.read_from(start))
+
+    def _tail(self) -> str:
+        """The last of the worker's output, from wherever it is kept."""
+        if self.host is None or self._there is None:
+            return self._log.tail()
+        return self._there.tail(self.host.name, self._log_there) if self._log_there else ""
+
+    def _not_started(self, stage: Stage, error: BaseException) -> StageError:
+        found = f"no worker for {self.label}: {self._interpreter or sys.executable} gave {_describe(error)}"
+        if self.host is None:
+            remedy = "name a working Python with --interpreter BACKEND=PATH"
+            return StageError(stage, f"{found}{self._log.tail()}", remedy)
+        problem = f"no worker on {self.host.name} for {self.label}: {_describe(error)}"
+        return StageError(stage, problem, f"try: {ssh_command(self.host)}")
 
     def _wrong_package(self, greeting: dict[str, Any]) -> tuple[str, str]:
-        python = self._interpreter or sys.executable
+        python = self._interpreter or (sys.executable if self.host is None else f"the Python of {self.host.name}")
         found = greeting["version"]
         problem = (
             f"{python} (Python {greeting['python']}) has no usable phi3-conformance: {greeting.get('error')}"
             if found is None
             else f"{python} has phi3-conformance {found}; this is {__version__}"
         )
+        if self.host is not None:
+            return problem, f"install this project at {__version__} there: python -m pip install -e CLONE"
         return problem, f"{python} -m pip install -e {Path(__file__).resolve().parent.parent}"
 
-    def _died(self, stage: Stage, operation: str) -> WorkerDied:
-        how = _exit_description(self._exit_status())
-        tail = self.log_tail()
-        self._drop()
-        return WorkerDied(stage, f"the worker of {self.label} died in {operation}: {how}{tail}")
+    def _died(self, connection: Connection, stage: Stage, operation: str, error: BaseException) -> WorkerDied:
+        if connection.garbled:
+            return self._garbled(stage, operation)
+        if isinstance(error, execnet.RemoteError):
+            how, remedy = _describe(error), ""
+        else:
+            status = connection.exit_status(_EXIT_SECONDS)
+            how, remedy = exit_description(status), exit_remedy(status)
+            if self.host is not None:  # the status is that of ssh
+                how, remedy = f"its connection to {self.host.name} ended", ""
+        tail = self._tail()
+        self._bury()
+        return WorkerDied(stage, f"the worker of {self.label} died in {operation}: {how}{tail}", remedy)
+
+    def _garbled(self, stage: Stage, operation: str) -> WorkerDied:
+        self._bury()
+        problem = (
+            f"the worker of {self.label} garbled its connection in {operation} and was killed: "
+            f"something in it wrote into a file descriptor that is not its own{self._tail()}"
+        )
+        return WorkerDied(stage, problem)
 
     def _raised(self, stage: Stage, operation: str, name: str, message: str, remedy: str, trace: str) -> StageError:
-        if trace:
-            with contextlib.suppress(OSError), self.log.open("a", encoding="utf-8") as file:
-                file.write(trace)
         shown = message.strip() or "(no message)"
         if not trace:  # one of our own errors, already worded for the user
             return WorkerRaised(stage, f"{self.label}: {shown}", remedy)
-        return WorkerRaised(stage, f"{self.label} raised {name} in {operation}: {shown}", remedy)
+        # A tool that failed below the worker has said why in the log and not to the worker.
+        said = self._tail() if name == "CalledProcessError" else ""
+        self._log.append(trace)
+        return WorkerRaised(stage, f"{self.label} raised {name} in {operation}: {shown}{said}", remedy)
 
-    def _exit_status(self) -> int | None:
-        """The child's exit status. execnet offers no public way to it."""
-        popen = getattr(getattr(self._gateway, "_io", None), "popen", None)
-        if popen is None:
-            return None
-        try:
-            return int(popen.wait(_LAST_WORDS_SECONDS))
-        except Exception:  # noqa: BLE001 - subprocess.TimeoutExpired, or whatever an execnet model raises
-            return None
-
-    def _drop(self) -> None:
-        if self._group is not None:
-            self._group.terminate(timeout=_LAST_WORDS_SECONDS)
-        self._group = self._gateway = self._channel = None
+    def _bury(self) -> None:
+        """See that nothing of the worker runs any more."""
+        connection, tree = self._connection, self._tree
+        self._connection = self._tree = self._watch = None
         self._busy = False
+        if tree is not None:
+            tree.end()
+        if connection is not None:
+            connection.close()
 
 
-def _kill_children(pid: int | None) -> None:
-    with contextlib.suppress(psutil.Error):
-        for child in psutil.Process(pid).children(recursive=True) if pid is not None else ():
-            child.kill()
+def ssh_command(host: Host) -> str:
+    """The command by which a person would reach a host."""
+    target = next((part.partition("=")[2] for part in host.spec.split("//") if part.startswith("ssh=")), host.spec)
+    return f"ssh {target}"
 
 
-def _last_words(lines: list[str]) -> list[str]:
-    """The last lines; where faulthandler wrote a dump, what came before it and the innermost frames of it."""
-    dumps = [index for index, line in enumerate(lines) if line.startswith(_FAULT)]
-    if not dumps:
-        return lines[-_TAIL_LINES:]
-    before, dump = lines[: dumps[-1]], lines[dumps[-1] :]
-    current = next((i for i, line in enumerate(dump) if line.startswith("Current thread")), 0)
-    return [*before[-_TAIL_LINES // 2 :], dump[0], *dump[current : current + _TAIL_LINES // 2]]
-
-
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
-
-
-def _exit_description(status: int | None) -> str:
-    if status is None:
-        return "its connection closed"
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        return f"signal {signal.Signals(-status).name}"
-    except ValueError:
-        return f"signal {-status}"

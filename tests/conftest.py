@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from harness.checkpoint import open_checkpoint
@@ -17,8 +22,6 @@ from harness.record import read_record
 from support import PLANTED, Result, Tiny, golden_of, write_checkpoint
 
 pytest_plugins = ["pytester"]
-
-Conform = Callable[..., Result]
 
 
 @pytest.fixture(scope="session")
@@ -38,22 +41,33 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return made
 
 
-@pytest.fixture
-def conform(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> Conform:
-    """Run conformance/ on the planted backend: `conform("--targets=planted:cpu:fp32", fault="nan")`."""
+class Conform:
+    """Runs conformance/ on the planted backend, in a process of its own and a folder of the test."""
 
-    def run(
-        *arguments: str, fault: str = "", targets: str = "planted:cpu:fp32", options: list[str] | None = None
-    ) -> Result:
-        record = pytester.path / "record.json"
-        monkeypatch.setenv("PYTHONPATH", str(PLANTED))
-        monkeypatch.setenv("PLANTED_FAULT", fault)
-        monkeypatch.setenv("PLANTED_MARK", str(pytester.path / "mark"))
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> None:
+        self.mark = folder / "mark"
+        """Where planted faults leave traces; every process of a run has this path in its environment."""
+        self._folder = folder
+        self._record = folder / "record.json"
+        self._monkeypatch = monkeypatch
+        self._tiny = tiny
+
+    def plant(self, fault: str) -> None:
+        """Have processes started from now on find a fault."""
+        self._monkeypatch.setenv("PYTHONPATH", str(PLANTED))
+        self._monkeypatch.setenv("PLANTED_FAULT", fault)
+        self._monkeypatch.setenv("PLANTED_MARK", str(self.mark))
+
+    def start(
+        self, *arguments: str, fault: str = "", targets: str = "planted:cpu:fp32", options: list[str] | None = None
+    ) -> subprocess.Popen[str]:
+        """Begin a run; `end` waits for it."""
+        self.plant(fault)
         command = [
             *(sys.executable, "-m", "pytest", "-c"),
             str(TREE / "pyproject.toml"),
-            *(tiny.options if options is None else options),
-            f"--record={record}",
+            *(self._tiny.options if options is None else options),
+            f"--record={self._record}",
             *([f"--targets={targets}"] if targets else []),
             "-p",
             "no:cacheprovider",
@@ -61,7 +75,34 @@ def conform(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tiny: Ti
             str(TREE / "conformance"),
         ]
         encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
-        found = subprocess.run(command, capture_output=True, check=False, encoding=encoding, cwd=pytester.path)
-        return Result(found.returncode, found.stdout + found.stderr, read_record(record) if record.is_file() else None)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, encoding=encoding, cwd=self._folder)
 
-    return run
+    def end(self, started: subprocess.Popen[str]) -> Result:
+        """What came of a run that was started."""
+        output, errors = started.communicate()
+        record = read_record(self._record) if self._record.is_file() else None
+        return Result(started.returncode, output + errors, record)
+
+    def __call__(self, *arguments: str, **planted: Any) -> Result:
+        """Carry out a run: `conform("--targets=planted:cpu:fp32", fault="nan")`; see `start`."""
+        return self.end(self.start(*arguments, **planted))
+
+    def leftovers(self, seconds: float = 0.0) -> list[str]:
+        """The processes that a run has left behind, once they have had some seconds to end."""
+        deadline = time.monotonic() + seconds
+        while (found := list(self._processes())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found
+
+    def _processes(self) -> Iterator[str]:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("PLANTED_MARK") == str(self.mark) and process.status() != "zombie":
+                    yield f"{process.pid}: {' '.join(process.cmdline())}"
+
+
+@pytest.fixture
+def conform(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tiny: Tiny) -> Conform:
+    """Runs of conformance/ on the planted backend."""
+    return Conform(pytester.path, monkeypatch, tiny)

@@ -12,23 +12,34 @@ from harness.errors import UsageError
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 
 _DISTRIBUTION = "intel-npu-acceleration-library"
-_REMEDY = "needs an Intel NPU and its driver (Windows: 32.0.100.2408 or later)"
+_KINDS = {"npu": DeviceKind.NPU, "cpu": DeviceKind.CPU}
+_ABSENT = Unavailable(
+    "the library finds no NPU and would compute on the CPU", "needs an Intel NPU and its driver (2408 or later)"
+)
+_NO_FALLBACK = Unavailable(
+    "the library takes the NPU wherever there is one", "npu-library:cpu is for machines without an NPU"
+)
 
 
 class NpuLibraryBackend:
-    """Phi-3 in the Intel NPU Acceleration Library, 1.4.0 being the last release. Never yet run on an NPU."""
+    """Phi-3 in the Intel NPU Acceleration Library, 1.4.0 being the last release.
+
+    `cpu` is the library's own fallback where there is no NPU: the same path but for the device, under a
+    name of kind cpu. Never yet run on an NPU.
+    """
 
     name = "npu-library"
     distributions = (_DISTRIBUTION,)
-    install = (
-        "Windows, Python 3.10 to 3.12, in an interpreter of its own: python -m pip install -e .[npu-library], "
-        "then pytest --interpreter npu-library=PATH"
-    )
-    devices: Mapping[str, DeviceKind] = {"npu": DeviceKind.NPU}
+    install = "python -m tox -e npu-library (Python 3.10 to 3.12; an interpreter of its own, found by itself)"
+    devices: Mapping[str, DeviceKind] = _KINDS
+
+    def __init__(self) -> None:
+        self._loaded = False
 
     def targets(self) -> Sequence[Target]:
-        """The NPU at the three precisions the library compiles to."""
-        return [Target(self.name, "npu", p) for p in (Precision.FP16, Precision.INT8, Precision.INT4)]
+        """Both devices at the three precisions the library compiles to."""
+        precisions = (Precision.FP16, Precision.INT8, Precision.INT4)
+        return [Target(self.name, device, precision) for device in _KINDS for precision in precisions]
 
     def recipe(self, target: Target, name: str | None) -> Recipe | None:
         """Nothing is exported: the library quantises the checkpoint while loading it."""
@@ -40,9 +51,12 @@ class NpuLibraryBackend:
         """Ask the library; without an NPU it would warn and compute on the CPU, so this is not left to the load."""
         from intel_npu_acceleration_library import backend
 
-        if not backend.npu_available():
-            return dict.fromkeys(devices, Unavailable("the library finds no NPU", _REMEDY))
-        return dict.fromkeys(devices, DeviceReport("NPU", {"driver": str(backend.get_driver_version())}))
+        present = bool(backend.npu_available())
+        report = DeviceReport("NPU", {"NPU_DRIVER_VERSION": str(backend.get_driver_version())}) if present else _ABSENT
+        fallback = _NO_FALLBACK if present else DeviceReport("CPU", {"role": "the library's fallback without an NPU"})
+        known: dict[str, DeviceReport | Unavailable] = {"npu": report, "cpu": fallback}
+        unknown = Unavailable("the library knows one NPU and no index", "name npu")
+        return {device: known.get(device, unknown) for device in devices}
 
     def export(self, checkpoint: Path, recipe: Recipe, out: Path, *, trust_remote_code: bool) -> list[str]:
         """Never called: `recipe` gives none."""
@@ -56,6 +70,9 @@ class NpuLibraryBackend:
         from intel_npu_acceleration_library.dtypes import int4, int8
 
         check_options(self.name, options, {})
+        if self._loaded:
+            raise UsageError("the library ends the process at the second model", "load each in a worker of its own")
+        self._loaded = True
         dtype = {Precision.FP16: torch.float16, Precision.INT8: int8, Precision.INT4: int4}[target.precision]
         model = NPUModelForCausalLM.from_pretrained(
             str(artifact),
@@ -63,6 +80,7 @@ class NpuLibraryBackend:
             export=False,  # the library's own cache is relative to the working directory and keyed by name
             use_cache=True,
             use_safetensors=True,
+            local_files_only=True,
             attn_implementation="sdpa",
             trust_remote_code=trust_remote_code,
         )
@@ -70,22 +88,47 @@ class NpuLibraryBackend:
 
 
 class NpuLibrarySession(CausalLMSession):
-    """A compiled model."""
+    """A compiled model. One to a process: the library aborts when a second one is made."""
 
     def evidence(self) -> Evidence:
-        """The library says whether there is an NPU, not whether it was used; that takes a busy counter."""
+        """The library uses the NPU exactly where it finds one, without a word of what it then did there."""
         from intel_npu_acceleration_library import backend
 
-        available = bool(backend.npu_available())
-        kind = DeviceKind.NPU if available else DeviceKind.CPU
-        return Evidence(EvidenceLevel.NONE, (kind,), (kind.value.upper(),), "npu_available() of the library")
+        kind = DeviceKind.NPU if backend.npu_available() else DeviceKind.CPU
+        # On the CPU there is nothing to fall back to. On the NPU its word is not enough: embedding, attention
+        # and norms are left to torch on the CPU, and only a busy counter tells whether the linear layers moved.
+        level = EvidenceLevel.BY_CONSTRUCTION if kind is DeviceKind.CPU else EvidenceLevel.NONE
+        return Evidence(level, (kind,), (kind.value.upper(),), "npu_available() of the library")
 
 
 def _info(model: Any, options: Mapping[str, str]) -> SessionInfo:
+    layers = [type(module) for module in model.modules()]
+    compiled = [layer.__name__ for layer in layers if layer.__module__.startswith("intel_npu_acceleration_library")]
     return SessionInfo(
         vocabulary=int(model.config.vocab_size),
-        arithmetic=Precision.FP16,
-        properties={"attention": "sdpa"},
-        versions=versions_of((_DISTRIBUTION, "torch", "transformers")),
+        arithmetic=_arithmetic(),
+        properties={
+            "attention": str(model.config._attn_implementation),
+            **{f"compiled_{name}": str(compiled.count(name)) for name in sorted(set(compiled))},
+        },
+        versions=versions_of((_DISTRIBUTION, "openvino", "neural-compressor", "torch", "transformers")),
         load_options=dict(options),
     )
+
+
+def _arithmetic() -> Precision | None:
+    """What the linear layers compute in: FP16 on the NPU; on the CPU what OpenVINO takes there by default.
+
+    None where that cannot be read (the Windows wheel brings OpenVINO without its Python API).
+    """
+    from intel_npu_acceleration_library import backend
+
+    if backend.npu_available():
+        return Precision.FP16
+    try:
+        import openvino
+
+        hint = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
+    except Exception:  # noqa: BLE001 - not installed, or a property that this release refuses
+        return None
+    return {"f32": Precision.FP32, "f16": Precision.FP16, "bf16": Precision.BF16}.get(hint)

@@ -9,7 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from harness.backend import (
+    Capabilities,
     DeviceReport,
     Recipe,
     Session,
@@ -18,11 +22,13 @@ from harness.backend import (
     pick_recipe,
     versions_of,
 )
+from harness.backends import openvino_npuw as npuw
 from harness.backends.causal_lm import CausalLMSession
 from harness.errors import UsageError
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 
 _KINDS = {"cpu": DeviceKind.CPU, "gpu": DeviceKind.GPU, "npu": DeviceKind.NPU}
+_DEVICES = {**_KINDS, npuw.REHEARSAL: DeviceKind.CPU}
 _EXPORTER = ("optimum-intel", "optimum", "openvino", "nncf", "transformers", "torch")
 _GROUP_128 = ("--weight-format", "int4", "--sym", "--group-size", "128")
 
@@ -59,7 +65,21 @@ _READ_BACK = (
     "DYNAMIC_QUANTIZATION_GROUP_SIZE",
     "PERFORMANCE_HINT",
     "INFERENCE_NUM_THREADS",
-    "NPUW_DEVICES",
+    *npuw.READ_BACK,
+)
+_DEVICE_PROPERTIES = (
+    "FULL_DEVICE_NAME",
+    "DEVICE_ARCHITECTURE",
+    "DEVICE_TYPE",
+    "DEVICE_LUID",
+    "DEVICE_PCI_INFO",
+    "NPU_DRIVER_VERSION",
+    "NPU_COMPILER_VERSION",
+    "NPU_MAX_TILES",
+    "NPU_DEVICE_TOTAL_MEM_SIZE",
+    "GPU_DRIVER_VERSION",
+    "GPU_DEVICE_TOTAL_MEM_SIZE",
+    "GPU_EXECUTION_UNITS_COUNT",
 )
 _ARITHMETIC = {"f32": Precision.FP32, "bf16": Precision.BF16, "f16": Precision.FP16}
 _KNOWN_OPTIONS = {
@@ -75,22 +95,22 @@ _REMEDIES = {
 
 
 class OpenVinoBackend:
-    """Phi-3 in OpenVINO on cpu, gpu and npu."""
+    """Phi-3 in OpenVINO on cpu, gpu and npu; on npuw-cpu as on npu, but with the parts on the CPU."""
 
     name = "openvino"
     distributions = ("openvino", "optimum-intel", "nncf", "transformers", "torch")
     install = "python -m pip install -e .[openvino]"
-    devices: Mapping[str, DeviceKind] = _KINDS
+    devices: Mapping[str, DeviceKind] = _DEVICES
 
     def targets(self) -> Sequence[Target]:
-        """cpu at all precisions but BF16; gpu and npu without FP32, which they do not compute in."""
+        """cpu at all precisions but BF16; the others without FP32, which an NPU or GPU does not compute in."""
         halves = (Precision.FP16, Precision.INT8, Precision.INT4)
-        by_device = {"cpu": (Precision.FP32, *halves), "gpu": halves, "npu": halves}
+        by_device = {"cpu": (Precision.FP32, *halves), "gpu": halves, "npu": halves, npuw.REHEARSAL: halves}
         return [Target(self.name, device, p) for device, precisions in by_device.items() for p in precisions]
 
     def recipe(self, target: Target, name: str | None) -> Recipe | None:
         """The named recipe of the target's precision, else the device's default."""
-        if name is None and _KINDS[target.base_device] is DeviceKind.NPU:
+        if name is None and npuw.is_npuw(target.base_device):
             name = _NPU_DEFAULTS.get(target.precision)
         return pick_recipe(self.name, RECIPES, target.precision, name)
 
@@ -106,52 +126,59 @@ class OpenVinoBackend:
         command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
         command += ["--model", str(checkpoint), "--task", "text-generation-with-past", *recipe.options, str(out)]
         command += ["--trust-remote-code"] if trust_remote_code else []
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+        subprocess.run([command[0], "-m", "harness.exporter_main", *command[2:]], check=True, stdin=subprocess.DEVNULL)
         return ["optimum-cli", *command[3:]]
 
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
         """Compile the IR on the device named, never AUTO or HETERO."""
         from optimum.intel import OVModelForCausalLM
 
-        check_options(self.name, options, _KNOWN_OPTIONS)
+        known = {**_KNOWN_OPTIONS, **(npuw.LOAD_OPTIONS if npuw.is_npuw(target.base_device) else {})}
+        check_options(self.name, options, known)
         for file in ("openvino_model.xml", "openvino_model.bin", "config.json"):
             if not (artifact / file).is_file():
                 raise UsageError(f"{artifact} is no OpenVINO artifact: it has no {file}", "export it with optimum-cli")
+        device, config = self.compile_for(target, options)
         model = OVModelForCausalLM.from_pretrained(
-            artifact,
-            device=target.device.upper(),
-            # optimum-intel caches compiled GPU blobs in the artifact; a blob of another driver must never be reused.
-            ov_config={"CACHE_DIR": "", **_npu_config(target), **options},
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
+            str(artifact), device=device, ov_config=config, trust_remote_code=trust_remote_code, local_files_only=True
         )
-        return OpenVinoSession(model, _info(model, options), _properties(model))
+        return OpenVinoSession(model, _info(model, target, options))
+
+    def compile_for(self, target: Target, options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+        """The device and the properties that a target is compiled with: a device by name, never AUTO or HETERO."""
+        base = target.base_device
+        if not npuw.is_npuw(base):
+            # optimum-intel caches compiled GPU blobs in the artifact; a blob of another driver must never be reused.
+            return target.device.upper(), {"CACHE_DIR": "", **options}
+        import openvino
+
+        # A diagnostic session is compiled anew: NPUW takes a blob of another precision for its own.
+        cache = None if options else npuw.compile_cache(openvino.Core(), versions_of(["openvino"])["openvino"], base)
+        return "NPU", {"CACHE_DIR": str(cache or ""), **npuw.config(base, options)}
 
 
 class OpenVinoSession(CausalLMSession):
     """A compiled IR."""
 
-    def __init__(self, model: Any, info: SessionInfo, properties: Mapping[str, str]) -> None:
-        super().__init__(model, info)
-        self._properties = properties
+    def append(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Feed `[n]` tokens, return `[n, V]` float32 logits; `[1, V]` from NPUW, unless loaded with whole-prompt."""
+        logits = super().append(tokens)
+        if self.info.capabilities.whole_prompt_logits and logits.shape[0] > tokens.size:
+            return logits[-tokens.size :]  # NPUW gives its whole window, the prompt aligned to the right
+        return logits
 
     def evidence(self) -> Evidence:
-        """EXECUTION_DEVICES, which is right for ordinary models and says nothing for NPUW ones."""
-        devices = tuple(self._properties.get("EXECUTION_DEVICES", "").split())
+        """EXECUTION_DEVICES, which is right for ordinary models; NPUW_DEVICES for those of an NPU."""
+        properties = self.info.properties
+        if "NPUW_DEVICES" in properties:
+            return npuw.evidence(properties)
+        devices = tuple(properties.get("EXECUTION_DEVICES", "").split())
         names = [device.split(".")[0].lower() for device in devices]
         kinds = tuple(sorted({_KINDS[name] for name in names if name in _KINDS}))
         if not devices or not set(names) <= set(_KINDS) or DeviceKind.NPU in kinds:
-            source = (
-                "EXECUTION_DEVICES, which may name the NPU where the CPU computed" if devices else "nothing read back"
-            )
+            source = "EXECUTION_DEVICES, not to be believed of an NPU" if devices else "nothing read back"
             return Evidence(EvidenceLevel.NONE, kinds, devices, source)
         return Evidence(EvidenceLevel.BY_CONSTRUCTION, kinds, devices, "EXECUTION_DEVICES of the compiled model")
-
-
-def _npu_config(target: Target) -> dict[str, str]:
-    if target.base_device != "npu":
-        return {}
-    return {"NPU_USE_NPUW": "YES", "NPUW_LLM": "YES"}
 
 
 def _properties(model: Any) -> dict[str, str]:
@@ -170,29 +197,49 @@ def _plain(value: Any) -> str:
     return str(to_string()) if to_string is not None else str(value)
 
 
-def _info(model: Any, options: Mapping[str, str]) -> SessionInfo:
+def _info(model: Any, target: Target, options: Mapping[str, str]) -> SessionInfo:
     properties = _properties(model)
+    arithmetic = _ARITHMETIC.get(properties.get("INFERENCE_PRECISION_HINT", ""))
+    capabilities = Capabilities()
+    if "NPUW_DEVICES" in properties:
+        import openvino
+
+        arithmetic = npuw.arithmetic(openvino.Core(), target.base_device, properties, options)
+        capabilities = npuw.capabilities(properties, options)
     return SessionInfo(
         vocabulary=int(model.config.vocab_size),
-        arithmetic=_ARITHMETIC.get(properties.get("INFERENCE_PRECISION_HINT", "")),
+        arithmetic=arithmetic,
         properties=properties,
         versions=versions_of(("openvino", "optimum-intel", "transformers", "torch")),
+        capabilities=capabilities,
         load_options=dict(options),
     )
 
 
 def _find(openvino: Any, core: Any, device: str) -> DeviceReport | Unavailable:
+    release = openvino.__version__.split("-")[0]
+    if device == npuw.REHEARSAL:
+        return _find_rehearsal(core, release)
     listed = list(core.available_devices)
     wanted = device.upper()
     present = any(name == wanted or (name.startswith(f"{wanted}.") and "." not in wanted) for name in listed)
     if not present:
         base = device.split(".")[0]
         return Unavailable(
-            f"OpenVINO {openvino.__version__.split('-')[0]} lists {', '.join(listed)} and no {wanted}",
+            f"OpenVINO {release} lists {', '.join(listed)} and no {wanted}",
             _REMEDIES.get(base, "name a device that is listed"),
         )
     properties = {}
-    for key in ("FULL_DEVICE_NAME", "DEVICE_ARCHITECTURE", "NPU_DRIVER_VERSION", "NPU_COMPILER_VERSION"):
+    for key in _DEVICE_PROPERTIES:
         with contextlib.suppress(Exception):
             properties[key] = str(core.get_property(wanted, key))
     return DeviceReport(properties.get("FULL_DEVICE_NAME", wanted), properties)
+
+
+def _find_rehearsal(core: Any, release: str) -> DeviceReport | Unavailable:
+    try:
+        plugin = core.get_versions("NPU")
+    except Exception as error:  # noqa: BLE001 - the runtime raises RuntimeError of many origins
+        return Unavailable(f"OpenVINO {release} has no NPU plugin: {error}", "python -m pip install openvino")
+    build = ", ".join(str(version.build_number) for version in plugin.values())
+    return DeviceReport(f"NPUW on {core.get_property('CPU', 'FULL_DEVICE_NAME')}", {"NPU plugin": build})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness import dxgi
 from harness.backend import (
     DeviceReport,
     Recipe,
@@ -21,6 +24,7 @@ from harness.backend import (
     pick_recipe,
     versions_of,
 )
+from harness.backends.ort_profile import evidence_of, read_profile
 from harness.errors import UsageError
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 
@@ -34,9 +38,14 @@ _PRECISIONS = {
     "dml": (Precision.FP16, Precision.INT4),
     "cuda": (Precision.FP32, Precision.BF16, Precision.FP16, Precision.INT8, Precision.INT4),
 }
+# Graph capture is on by default in both; captured graphs have given wrong logits on some devices.
+_LOAD_OPTIONS = {
+    "dml": {"enable_graph_capture": ("0", "1"), "disable_metacommands": ("0", "1")},
+    "cuda": {"enable_cuda_graph": ("0", "1")},
+}
 _REMEDIES = {
-    "dml": "needs Windows with a DirectX 12 GPU and, in an interpreter of its own, "
-    "python -m pip install -e .[ort-genai-winml]",
+    "dml": "needs Windows with a DirectX 12 GPU, and an interpreter of its own that is found by itself: "
+    "python -m tox -e ort-genai-winml",
     "cuda": "needs an NVIDIA GPU and, in an interpreter of its own, python -m pip install onnxruntime-genai-cuda",
 }
 
@@ -48,6 +57,8 @@ class OrtGenAIBackend:
     distributions = ("|".join(_BUILDS),)
     install = "python -m pip install -e .[ort-genai]  (Python 3.11 or later)"
     devices: Mapping[str, DeviceKind] = _KINDS
+    # All builds have one module name, so each has an environment of its own.
+    environments: Mapping[str, Sequence[str]] = {"dml": ("ort-genai-winml", "ort-genai-directml")}
 
     def targets(self) -> Sequence[Target]:
         """The precisions that the builder makes for each execution provider."""
@@ -70,7 +81,7 @@ class OrtGenAIBackend:
         cache = out.with_name(out.name + "-builder-cache")
         command += [*recipe.options, "-c", str(cache)]
         command += ["--extra_options", "hf_remote=true"] if trust_remote_code else []
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+        subprocess.run([command[0], "-m", "harness.exporter_main", *command[2:]], check=True, stdin=subprocess.DEVNULL)
         return ["python", *command[1:]]
 
     def load(
@@ -84,30 +95,54 @@ class OrtGenAIBackend:
         """Load with exactly one execution provider appended, or none for the CPU."""
         import onnxruntime_genai as og
 
-        check_options(self.name, options, {})
+        check_options(self.name, options, _LOAD_OPTIONS.get(target.base_device, {}))
         settings = _read_config(artifact)
-        config = og.Config(str(artifact))
+        device = _provider_options(target)
+
+        def configure() -> Any:
+            config = og.Config(str(artifact))
+            self.choose_provider(config, target, {**device, **options})
+            return config
+
+        kind = self.devices[target.base_device]
+        placed = None if kind is DeviceKind.CPU else _profile(og, configure(), target.index)
+        return OrtGenAISession(og, og.Model(configure()), settings, {**device}, placed, options)
+
+    def choose_provider(self, config: Any, target: Target, options: Mapping[str, str]) -> None:
+        """Leave exactly one execution provider in a configuration; for the CPU none, which is the CPU."""
         config.clear_providers()
         provider = _PROVIDERS.get(target.base_device)
-        if provider is not None:
-            config.append_provider(provider)
-        if target.index:
-            config.set_provider_option(provider, "device_index", str(target.index))
-        return OrtGenAISession(og, og.Model(config), settings, options)
+        if provider is None:
+            return
+        config.append_provider(provider)
+        for name, value in options.items():
+            config.set_provider_option(provider, name, value)
 
 
 class OrtGenAISession:
-    """A model and the generator of the prompt being fed."""
+    """A model and the generator of the prompt being fed.
 
-    def __init__(self, og: Any, model: Any, settings: Mapping[str, Any], options: Mapping[str, str]) -> None:
+    `placed` is the evidence of a profile taken of the same artifact on the same device, None on the CPU.
+    """
+
+    def __init__(
+        self,
+        og: Any,
+        model: Any,
+        settings: Mapping[str, Any],
+        device: Mapping[str, str],
+        placed: Evidence | None,
+        options: Mapping[str, str],
+    ) -> None:
         self._og = og
         self._model = model
+        self._placed = placed
         self._context = int(settings["model"]["context_length"])
         self._generator: Any = None
         self._info = SessionInfo(
             vocabulary=int(settings["model"]["vocab_size"]),
             arithmetic=None,  # the runtime reports none
-            properties={"device_type": str(model.device_type)},
+            properties={"device_type": str(model.device_type), **device},
             versions=versions_of((*_BUILDS, "onnxruntime", "onnxruntime-directml")),
             load_options=dict(options),
         )
@@ -145,12 +180,13 @@ class OrtGenAISession:
         return tokens
 
     def evidence(self) -> Evidence:
-        """`Model.device_type`. On a GPU it names the provider asked for, and says nothing of where nodes ran."""
+        """The profile; on the CPU, which leaves nothing to fall back to, `Model.device_type`."""
+        if self._placed is not None:
+            return self._placed
         device = str(self._model.device_type).lower()
         kind = _KINDS.get(device)
-        kinds = () if kind is None else (kind,)
         level = EvidenceLevel.BY_CONSTRUCTION if kind is DeviceKind.CPU else EvidenceLevel.NONE
-        return Evidence(level, kinds, (device,), "Model.device_type")
+        return Evidence(level, () if kind is None else (kind,), (device,), "Model.device_type")
 
     def close(self) -> None:
         """Drop generator and model; the runtime frees them when nothing refers to them."""
@@ -177,6 +213,42 @@ def _read_config(artifact: Path) -> dict[str, Any]:
     return settings
 
 
+def _profile(og: Any, config: Any, index: int | None) -> Evidence:
+    """Load a model with profiling, feed it a few tokens at once and one by one, and read where its nodes ran.
+
+    The model that is judged is loaded after this one is gone, without profiling: memory is needed once.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        prefix = str(Path(folder) / "profile")
+        options = {"enable_profiling": prefix}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+        model = og.Model(config)
+        params = og.GeneratorParams(model)
+        params.set_search_options(do_sample=False, max_length=32)
+        generator = og.Generator(model, params)
+        generator.append_tokens(np.arange(1, 9, dtype=np.int32))
+        for _ in range(3):
+            generator.generate_next_token()
+        del generator, params, model  # the runtime writes the profile when nothing refers to them
+        gc.collect()
+        files = list(Path(folder).glob("profile*.json"))
+        try:
+            if not files:
+                raise ValueError("the runtime wrote no profile")
+            return evidence_of(read_profile(max(files, key=lambda file: file.stat().st_size)), index)
+        except ValueError as error:
+            return Evidence(EvidenceLevel.NONE, (), (), f"no profile: {error}")
+
+
+def _provider_options(target: Target) -> dict[str, str]:
+    """What names the adapter of an indexed device: the LUID, since each runtime counts adapters its own way."""
+    if target.index is None:
+        return {}
+    if target.base_device == "dml":
+        return {"luid": dxgi.hardware_adapters()[target.index].luid}
+    return {"device_id": str(target.index)}
+
+
 def _find(device: str) -> DeviceReport | Unavailable:
     base = device.split(".")[0]
     build = next(iter(versions_of(_BUILDS)))
@@ -185,7 +257,27 @@ def _find(device: str) -> DeviceReport | Unavailable:
     provides = {"dml": ("onnxruntime-genai-winml", "onnxruntime-genai-directml"), "cuda": ("onnxruntime-genai-cuda",)}
     if build not in provides.get(base, ()):
         return Unavailable(f"{build} has no {base} execution provider", _REMEDIES.get(base, "name another device"))
+    if base == "dml":
+        return _find_adapter(device, build)
     return _ask_runtime(base, build)
+
+
+def _find_adapter(device: str, build: str) -> DeviceReport | Unavailable:
+    """DirectML's adapters, before a session is made: `dml.1` is the second, `dml` the one it chooses itself."""
+    try:
+        adapters = dxgi.hardware_adapters()
+    except OSError as error:
+        return Unavailable(f"the graphics adapters cannot be listed: {error}", _REMEDIES["dml"])
+    index = int(device.partition(".")[2] or 0)
+    if index >= len(adapters):
+        found = ", ".join(adapter.name for adapter in adapters) or "none"
+        return Unavailable(f"{device} is not among the hardware adapters ({found})", _REMEDIES["dml"])
+    names = ", ".join(adapter.name for adapter in adapters)
+    if device == "dml" and len(adapters) > 1:
+        return DeviceReport(f"the adapter that DirectML prefers of {names}", {"build": build})
+    adapter = adapters[index]
+    properties = {"build": build, "luid": adapter.luid, "dedicated_bytes": str(adapter.dedicated_bytes)}
+    return DeviceReport(adapter.name, properties)
 
 
 def _ask_runtime(base: str, build: str) -> DeviceReport | Unavailable:

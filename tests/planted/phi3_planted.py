@@ -7,9 +7,9 @@ device `pretender` is of kind npu and never exists: it stands for devices that c
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ from harness import phi3_float64
 from harness.backend import Capabilities, DeviceReport, Recipe, Session, SessionInfo, check_options
 from harness.checkpoint import open_checkpoint
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
+from planted_harm import harm
 
 
 def fault(name: str) -> bool:
@@ -49,7 +50,8 @@ class PlantedBackend:
         return [Target(self.name, device, Precision.FP32) for device in self.devices]
 
     def recipe(self, target: Target, name: str | None) -> Recipe | None:
-        return Recipe("copy", Precision.FP32, ("--copy",), ("numpy",)) if fault("exporter-fails") else None
+        exports = fault("exporter-fails") or fault("exporter-hangs")
+        return Recipe("copy", Precision.FP32, ("--copy",), ("numpy",)) if exports else None
 
     def discover(self, devices: Sequence[str]) -> dict[str, DeviceReport | Unavailable]:
         if fault("broken-installation"):
@@ -59,12 +61,13 @@ class PlantedBackend:
         return found
 
     def export(self, checkpoint: Path, recipe: Recipe, out: Path, *, trust_remote_code: bool) -> list[str]:
+        if fault("exporter-hangs"):
+            subprocess.run([sys.executable, "-m", "harness.exporter_main", "planted_exporter"], check=True)
         raise RuntimeError("the exporter does not like this checkpoint")
 
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
         check_options(self.name, options, {})
-        if fault("segfault-in-load"):
-            ctypes.string_at(0)
+        harm("load")
         return PlantedSession(artifact, target)
 
 
@@ -76,6 +79,7 @@ class PlantedSession:
         self._device = "cpu" if fault("silent-fallback") else target.device
         self._tokens: list[int] = []
         self._calls = 0
+        self._prompts = 0
 
     @property
     def info(self) -> SessionInfo:
@@ -89,10 +93,13 @@ class PlantedSession:
 
     def reset(self) -> None:
         self._tokens = []
+        self._prompts += 1
 
     def append(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         self._calls += 1
         _misbehave(self._calls)
+        if not self._tokens or tokens.size == 1:
+            harm("decode" if self._tokens else "prefill", self._prompts)
         self._tokens += [int(token) for token in tokens]
         logits = phi3_float64.forward(self._checkpoint, [self._tokens])[0][-tokens.size :]
         return _spoil(logits, len(self._tokens), self._calls).astype(np.float32)
@@ -123,7 +130,11 @@ class PlantedSession:
             return Evidence(EvidenceLevel.BY_CONSTRUCTION, (DeviceKind.NPU,), ("NPU",), "its own word")
         return Evidence(EvidenceLevel.BY_CONSTRUCTION, (DeviceKind.CPU,), ("cpu",), "the only device NumPy has")
 
+    def half_a_surrogate(self) -> str:
+        return chr(0xD800)
+
     def close(self) -> None:
+        harm("close")
         self._tokens = []
 
 

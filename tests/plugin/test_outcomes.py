@@ -110,7 +110,7 @@ def test_a_backend_cannot_loosen_its_limits_by_claiming_integer_arithmetic(confo
 def test_a_devices_own_word_does_not_prove_an_npu(conform: Any) -> None:
     result = conform(targets="planted:pretender:fp32")
     assert result.outcomes() == Counter(UNATTESTED=CASES)
-    assert "nothing proves that a npu computed" in result.text or "nothing proves that an npu computed" in result.text
+    assert "nothing proves that a device of kind npu computed" in result.text
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_dead_worker_is_an_error_with_its_last_words(conform: Any, fault: str,
     assert result.status == 1
     dead = [case for case in result.cases if how in case.message]
     assert dead
-    assert all(case.outcome == "ERROR" for case in dead)
+    assert {case.outcome for case in dead} <= {"ERROR", "NOT_RUN"}
     if fault == "abort":
         assert "driver: assertion failed" in dead[0].message
 

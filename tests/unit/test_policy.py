@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import PolicyError
-from harness.policy import Limit, read_policy
+from harness.policy import BusyLimits, Limit, read_policy
 from harness.target import Precision
 
 _POLICY = """\
@@ -14,6 +14,11 @@ schema = 1
 cpu = "by-construction"
 gpu = "by-construction"
 npu = "measured"
+[busy]
+seconds_min = { limit = 2, origin = "measured" }
+share_min = { limit = 0.25, origin = "measured" }
+idle_factor = { limit = 3, origin = "measured" }
+engines_max = { limit = 8, origin = "measured" }
 [limits.int4]
 logits.kl_mean = { limit = 1.5, origin = "measured" }
 logits.kl_worst = { limit = 1, origin = "measured" }
@@ -30,7 +35,9 @@ suite.greedy_match_min = { limit = 1, origin = "measured" }
 def test_a_policy_is_read_as_written(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text(_POLICY, encoding="utf-8")
-    assert read_policy(path).limits_of(Precision.INT4).logits.kl_mean == Limit(1.5, "measured")
+    policy = read_policy(path)
+    assert policy.limits_of(Precision.INT4).logits.kl_mean == Limit(1.5, "measured")
+    assert policy.busy.share_min == Limit(0.25, "measured")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +57,12 @@ def test_a_policy_is_read_as_written(tmp_path: Path) -> None:
         ('limit = 1.5, origin = "measured"', 'limit = 1.5, origin = ""', "origin"),
         ("limit = 1.5", "limit = nan", "kl_mean"),
         ("limit = 1.5", "limit = inf", "kl_mean"),
-        ("[limits.int4]", "[limits.int4", "line 6"),
+        ("[limits.int4]", "[limits.int4", "line 11"),
+        ("[busy]", "[bussy]", "bussy"),
+        ("share_min", "share_mean", "share_mean"),
+        ("limit = 0.25", "limit = nan", "busy.share_min"),
+        ("limit = 8", "limit = inf", "busy.engines_max"),
+        ('limit = 3, origin = "measured"', 'limit = 3, origin = " "', "busy.idle_factor"),
     ],
 )
 def test_a_broken_policy_is_refused_by_file_and_field(tmp_path: Path, old: str, new: str, named: str) -> None:
@@ -62,6 +74,15 @@ def test_a_broken_policy_is_refused_by_file_and_field(tmp_path: Path, old: str, 
     assert str(path) in caught.value.problem
     assert named in caught.value.problem
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", BusyLimits.__struct_fields__)
+def test_a_policy_without_a_busy_limit_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "policy.toml"
+    kept = [line for line in _POLICY.splitlines() if not line.startswith(name)]
+    path.write_text("\n".join(kept), encoding="utf-8")
+    with pytest.raises(PolicyError, match=f"`{name}`.*busy"):
+        read_policy(path)
 
 
 def test_a_missing_policy_is_refused(tmp_path: Path) -> None:

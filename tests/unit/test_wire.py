@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from harness import wire
+from harness.errors import ResourceError
 from harness.target import DeviceKind, Evidence, EvidenceLevel
 
 _DTYPES = st.sampled_from(["?", "i1", "u1", "<i2", ">i4", "<i8", "u8", "<f2", "<f4", ">f4", "<f8", "<c8"])
@@ -96,3 +97,27 @@ def test_objects_are_not_pickled(tmp_path: Path) -> None:
     for scratch in (tmp_path, None):
         with pytest.raises((ValueError, TypeError)):
             wire.unpack(wire.pack(array, scratch))
+
+
+def test_on_a_full_disk_an_array_goes_by_channel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_half(path: Path, *_: Any, **__: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError("262144 requested and 4096 written")  # NumPy's words for it
+
+    monkeypatch.setattr(np, "save", write_half)
+    array = np.arange(1 << 17, dtype=np.float32).reshape(2, -1)[:, ::2]
+    packed = wire.pack(array, tmp_path)
+    assert isinstance(packed["__array__"], bytes)
+    assert _same(wire.unpack(packed), array)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_array_that_fits_nowhere_is_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_nothing(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", write_nothing)
+    monkeypatch.setattr(wire, "_MESSAGE_BYTES", 1 << 18)
+    with pytest.raises(ResourceError, match="No space left") as caught:
+        wire.pack(np.zeros(1 << 17, dtype=np.float32), tmp_path)
+    assert "TMPDIR" in caught.value.remedy

@@ -1,0 +1,73 @@
+"""What a worker can testify of where its session computed: the runtime's word, and the system's busy counters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+import numpy as np
+
+from harness.backend import Session, teacher_force
+from harness.busy import BusyMeter, Counter, find_counters
+from harness.target import DeviceKind, Evidence, Unavailable
+
+# A session that has been asked for little is made to work on, so that a counter has something to show, for at
+# most this many seconds more.
+_MORE_SECONDS = 3.0
+
+
+class Witness:
+    """Reads the busy counters around a session's calls. Made after the model is loaded: only then do they exist.
+
+    `find` looks for the counters of the device; nothing is looked for, and no time is spent, for a processor.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        kind: DeviceKind,
+        *,
+        find: Callable[[], Sequence[Counter] | Unavailable] | None = None,
+        meter: Callable[[Sequence[Counter]], BusyMeter] = BusyMeter,
+    ) -> None:
+        self._session = session
+        self._meter: BusyMeter | None = None
+        self._unread = ""
+        if kind is DeviceKind.CPU:
+            return
+        adapter = session.info.properties.get("luid")
+        found = find() if find is not None else find_counters(kind, adapter=adapter)
+        if isinstance(found, Unavailable):
+            self._unread = f"no busy counter was read: {found}"
+            return
+        self._meter = meter(found)
+        self._meter.baseline()
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Count what happens inside as the session's work."""
+        if self._meter is None:
+            yield
+            return
+        with self._meter.work():
+            yield
+
+    def testify(self) -> Evidence:
+        """What the session says of itself, with the readings of the last second or more of its work."""
+        evidence = self._session.evidence()
+        if self._meter is None:
+            return msgspec.structs.replace(evidence, unread=self._unread)
+        self._work_on(self._meter)
+        readings = self._meter.readings()
+        unread = "; ".join(f"{name} is read no more: {why}" for name, why in self._meter.unread.items())
+        return msgspec.structs.replace(evidence, readings=readings, unread=unread)
+
+    def _work_on(self, meter: BusyMeter) -> None:
+        """Before the first window is full, fill it."""
+        prompt, more = np.arange(1, 9, dtype=np.int64), np.array([1], dtype=np.int64)
+        end = time.perf_counter() + _MORE_SECONDS
+        while meter.reads and not meter.readings() and time.perf_counter() < end:
+            with meter.work():
+                teacher_force(self._session, prompt, more)

@@ -1,0 +1,43 @@
+"""Real runtimes that fall back in silence: right numbers, wrong device, UNATTESTED in every suite."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from harness.target import EvidenceLevel
+from support import Result
+
+ONE_PROMPT = ("-k", "introduce-yourself or test_attestation")
+CASES = 5
+
+
+def judged(result: Result) -> Counter[str]:
+    """Outcomes; the run must have come to judging, or nothing was shown."""
+    assert result.record is not None, result.text
+    return result.outcomes()
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("", "EXECUTION_DEVICES of the compiled model names CPU"),
+        ("npuw-both", "NPUW_DEVICES of the compiled model names NPU, CPU"),
+    ],
+    ids=["AUTO:NPU,CPU", "NPUW_DEVICES=NPU,CPU"],
+)
+def test_openvino_that_may_use_the_cpu_proves_no_npu(conform: Any, fault: str, words: str) -> None:
+    result = conform(*ONE_PROMPT, targets="planted-openvino:npu:fp16", fault=fault, options=[])
+    assert judged(result) == Counter(UNATTESTED=CASES), result.text
+    assert words in result.text
+
+
+def test_onnx_runtime_whose_nodes_ran_on_the_cpu_proves_no_gpu(conform: Any) -> None:
+    result = conform(*ONE_PROMPT, targets="planted-ort:dml:int4", options=[])
+    assert judged(result) == Counter(UNATTESTED=CASES), result.text
+    assert "names CPUExecutionProvider" in result.text
+    evidence = result.record.sessions[0].evidence
+    assert evidence.level is EvidenceLevel.MEASURED  # it is measured where they ran: on the wrong device
+    assert sum(placement.heavy_nodes for placement in evidence.placements) > 0
