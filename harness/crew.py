@@ -36,7 +36,7 @@ class Crew:
     ) -> None:
         self.backends = backends
         self.scratch = _make_scratch()
-        self.lab = Lab(hosts, self._hire_there)
+        self.lab = Lab(hosts, self._hire_outpost)
         self.discovery = Discovery(backends, self.hire, self.interpreter)
         self._interpreters = interpreters
         self._limits = limits
@@ -86,6 +86,10 @@ class Crew:
             worker.stop()
         self._workers.clear()
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def _hire_outpost(self, label: str, host: Host) -> Worker:
+        """One that nobody looks after: it is what looks after the others."""
+        return self._keep(Worker(label, self.scratch, limits=self._limits, host=host))
 
     def _hire_there(self, label: str, host: Host, interpreter: str | None) -> Worker:
         worker = Worker(label, self.scratch, interpreter=interpreter, limits=self._limits, host=host, there=self.lab)

@@ -44,9 +44,9 @@ def parse_hosts(texts: Sequence[str]) -> dict[str, Host]:
 
 
 class Lab:
-    """The hosts of a run. `hire` makes a worker on a host, under a Python of that host or the one of its spec."""
+    """The hosts of a run. `hire` makes a worker, not yet started, on a host, under the Python of its spec."""
 
-    def __init__(self, hosts: Mapping[str, Host], hire: Callable[[str, Host, str | None], Worker]) -> None:
+    def __init__(self, hosts: Mapping[str, Host], hire: Callable[[str, Host], Worker]) -> None:
         self.hosts = dict(hosts)
         self._hire = hire
         self._outposts: dict[str, Worker] = {}
@@ -126,7 +126,7 @@ class Lab:
         if host in self._failed:
             raise self._failed[host]
         if host not in self._outposts:
-            worker = self._hire(f"{host}-outpost", self.hosts[host], None)
+            worker = self._hire(f"{host}-outpost", self.hosts[host])
             try:
                 worker.start(stage)
                 self._machines[host] = msgspec.convert(worker.call(stage, "machine"), Machine)

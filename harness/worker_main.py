@@ -196,12 +196,15 @@ class Host:
             return ("raised", type(error).__name__, str(error), "", traceback.format_exc())
 
     def close(self) -> None:
-        """Close the session; a runtime that cannot is left to the end of the process."""
+        """Close the session, then let others have its device; a runtime that cannot is left to the process's end."""
+        self._close_session()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _close_session(self) -> None:
         if self._session is not None:
             session, self._session, self._witness = self._session, None, None
             session.close()
-        if self._lock is not None:
-            self._lock.release()
 
     def do_open(self, backend: str) -> dict[str, Any]:
         """Make the backend and say what this interpreter lacks for it."""
@@ -252,7 +255,7 @@ class Host:
 
     def do_load(self, artifact: str, target: str, options: dict[str, str], trust_remote_code: bool) -> Any:
         """Load the one session of this process."""
-        self.close()
+        self._close_session()
         backend, parsed = self._opened(), Target.parse(target)
         session = backend.load(Path(artifact), parsed, options=options, trust_remote_code=trust_remote_code)
         self._session = session

@@ -57,6 +57,7 @@ class Conform:
         self._monkeypatch.setenv("PYTHONPATH", str(PLANTED))
         self._monkeypatch.setenv("PLANTED_FAULT", fault)
         self._monkeypatch.setenv("PLANTED_MARK", str(self.mark))
+        self._monkeypatch.setenv("PHI3_CONFORMANCE_LOCKS", str(self._folder / "locks"))
 
     def start(
         self, *arguments: str, fault: str = "", targets: str = "planted:cpu:fp32", options: list[str] | None = None

@@ -68,6 +68,8 @@ class PlantedBackend:
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
         check_options(self.name, options, {})
         harm("load")
+        if fault("one-at-a-time") and target.base_device == "pretender":
+            occupy(Path(os.environ["PLANTED_MARK"]))
         return PlantedSession(artifact, target)
 
 
@@ -135,7 +137,18 @@ class PlantedSession:
 
     def close(self) -> None:
         harm("close")
+        if fault("one-at-a-time") and self._device.startswith("pretender"):
+            Path(os.environ["PLANTED_MARK"] + ".in-use").unlink(missing_ok=True)
         self._tokens = []
+
+
+def occupy(mark: Path) -> None:
+    """Take the only device there is, and leave a trace where it is taken already; it is slow to come up."""
+    try:
+        mark.with_suffix(".in-use").open("x").close()
+    except FileExistsError:
+        mark.with_suffix(".taken-twice").touch()
+    time.sleep(1.0)
 
 
 def _misbehave(calls: int) -> None:
