@@ -84,6 +84,12 @@ class SessionInfo(msgspec.Struct, frozen=True):
     capabilities: Capabilities = Capabilities()
     load_options: dict[str, str] = {}
 
+    @property
+    def ignored(self) -> dict[str, str]:
+        """Load options that the runtime took and did not heed: their names, with the value read back instead."""
+        back = self.properties
+        return {name: back[name] for name, value in self.load_options.items() if back.get(name, value) != value}
+
 
 class Session(Protocol):
     """An artifact loaded on a device. Lives in a worker; nothing of it crosses a process border."""

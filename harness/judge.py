@@ -164,6 +164,8 @@ class Judge:
         if session.load_options:
             given = ", ".join(f"{name}={value}" for name, value in session.load_options.items())
             lines.append(f"  diagnostic, not the runtime's defaults: loaded with {given}")
+        for name, found in (session.info.ignored if session.info else {}).items():
+            lines.append(f"  the runtime ignored {name}: it reads back as {found}")
         if verdict.limits and verdict.outcome is Outcome.FAIL:
             lines.append(f"  judged as {session.compute_class.value}{self._why_class()}")
         return "\n".join(lines)

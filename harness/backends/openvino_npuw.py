@@ -115,8 +115,9 @@ def arithmetic(core: Any, base_device: str, properties: Mapping[str, str], optio
         return None
     if "fp32" in options:
         return Precision.FP32
-    default = core.get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
-    hint = options.get("INFERENCE_PRECISION_HINT", default)
+    hint = options.get("INFERENCE_PRECISION_HINT", "f16")
+    if hint == "f16":  # the CPU plugin takes this hint on any processor and heeds it on few
+        hint = core.get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
     if hint == "f32" and properties.get("NPUW_F16IC") == "True":
         return Precision.FP16
     return {"f32": Precision.FP32, "f16": Precision.FP16, "bf16": Precision.BF16}.get(hint)

@@ -24,8 +24,8 @@ from harness.backend import (
     pick_recipe,
     versions_of,
 )
+from harness.backends.ort_artifact import check_export, providers, read_config
 from harness.backends.ort_profile import evidence_of, read_profile
-from harness.errors import UsageError
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 
 _KINDS = {"cpu": DeviceKind.CPU, "dml": DeviceKind.GPU, "cuda": DeviceKind.GPU}
@@ -82,6 +82,8 @@ class OrtGenAIBackend:
         command += [*recipe.options, "-c", str(cache)]
         command += ["--extra_options", "hf_remote=true"] if trust_remote_code else []
         subprocess.run([command[0], "-m", "harness.exporter_main", *command[2:]], check=True, stdin=subprocess.DEVNULL)
+        provider = recipe.name.rpartition("-")[2]
+        check_export(out, provider, quantised=recipe.precision in (Precision.INT8, Precision.INT4))
         return ["python", *command[1:]]
 
     def load(
@@ -96,25 +98,31 @@ class OrtGenAIBackend:
         import onnxruntime_genai as og
 
         check_options(self.name, options, _LOAD_OPTIONS.get(target.base_device, {}))
-        settings = _read_config(artifact)
+        settings = read_config(artifact)
         device = _provider_options(target)
 
         def configure() -> Any:
             config = og.Config(str(artifact))
-            self.choose_provider(config, target, {**device, **options})
+            self.choose_provider(config, target, settings, {**device, **options})
             return config
 
         kind = self.devices[target.base_device]
         placed = None if kind is DeviceKind.CPU else _profile(og, configure(), target.index)
         return OrtGenAISession(og, og.Model(configure()), settings, {**device}, placed, options)
 
-    def choose_provider(self, config: Any, target: Target, options: Mapping[str, str]) -> None:
-        """Leave exactly one execution provider in a configuration; for the CPU none, which is the CPU."""
-        config.clear_providers()
+    def choose_provider(
+        self, config: Any, target: Target, settings: Mapping[str, Any], options: Mapping[str, str]
+    ) -> None:
+        """Have a configuration name exactly one execution provider; for the CPU none, which is the CPU.
+
+        One that does so already is left as it was exported: its options, such as DirectML's graph capture, are
+        the defaults that users get.
+        """
         provider = _PROVIDERS.get(target.base_device)
-        if provider is None:
-            return
-        config.append_provider(provider)
+        if providers(dict(settings)) != ([] if provider is None else [provider.lower()]):
+            config.clear_providers()
+            if provider is not None:
+                config.append_provider(provider)
         for name, value in options.items():
             config.set_provider_option(provider, name, value)
 
@@ -196,21 +204,6 @@ class OrtGenAISession:
         params = self._og.GeneratorParams(self._model)
         params.set_search_options(do_sample=False, num_beams=1, max_length=max_length)
         return self._og.Generator(self._model, params)
-
-
-def _read_config(artifact: Path) -> dict[str, Any]:
-    path = artifact / "genai_config.json"
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        int(settings["model"]["vocab_size"]), int(settings["model"]["context_length"])
-    except FileNotFoundError:
-        raise UsageError(
-            f"{artifact} is no ONNX Runtime GenAI artifact: it has no genai_config.json",
-            "export it with python -m onnxruntime_genai.models.builder",
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} cannot be used: {error!r}", "export the artifact again") from None
-    return settings
 
 
 def _profile(og: Any, config: Any, index: int | None) -> Evidence:

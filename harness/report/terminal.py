@@ -99,7 +99,20 @@ def _footnotes(sessions: Sequence[SessionRecord]) -> str:
     coarser = [s.target for s in sessions if s.compute_class.value not in s.target]
     if coarser:
         lines.append(f"Judged by the arithmetic that the runtime reports, not by the weights: {', '.join(coarser)}.")
+    for session in sessions:
+        lines.extend(_options(session))
     return "\n".join(lines)
+
+
+def _options(session: SessionRecord) -> list[str]:
+    """What a session was loaded with besides the runtime's defaults, and what of it the runtime did not heed."""
+    info = session.info
+    if not info.load_options:
+        return []
+    given = ", ".join(f"{name}={value}" for name, value in info.load_options.items())
+    lines = [f"Diagnostic, not the runtime's defaults: {session.target} was loaded with {given}."]
+    lines += [f"  {name} was ignored: it reads back as {value}." for name, value in info.ignored.items()]
+    return lines
 
 
 def _waivers(cases: Sequence[CaseRecord]) -> str:

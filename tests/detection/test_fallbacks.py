@@ -41,3 +41,15 @@ def test_onnx_runtime_whose_nodes_ran_on_the_cpu_proves_no_gpu(conform: Any) -> 
     evidence = result.record.sessions[0].evidence
     assert evidence.level is EvidenceLevel.MEASURED  # it is measured where they ran: on the wrong device
     assert sum(placement.heavy_nodes for placement in evidence.placements) > 0
+
+
+def test_a_precision_hint_that_the_device_ignored_is_reported(conform: Any) -> None:
+    option = "--load-option=openvino:cpu:fp32=INFERENCE_PRECISION_HINT=f16"
+    result = conform(*ONE_PROMPT, option, targets="openvino:cpu:fp32", options=[])
+    assert result.record is not None, result.text
+    info = result.record.sessions[0].info
+    back = info.properties["INFERENCE_PRECISION_HINT"]
+    assert info.load_options == {"INFERENCE_PRECISION_HINT": "f16"}
+    # Few processors compute in FP16; on the others OpenVINO takes the hint and says nothing.
+    assert ("was ignored: it reads back as" in result.text) == (back != "f16"), (back, result.text)
+    assert "Diagnostic, not the runtime's defaults" in result.text

@@ -51,5 +51,7 @@ class FallingOrt(OrtGenAIBackend):
     def discover(self, devices: Sequence[str]) -> dict[str, DeviceReport | Unavailable]:
         return {device: DeviceReport("an adapter, it says") for device in devices}
 
-    def choose_provider(self, config: Any, target: Target, options: Mapping[str, str]) -> None:
+    def choose_provider(
+        self, config: Any, target: Target, settings: Mapping[str, Any], options: Mapping[str, str]
+    ) -> None:
         config.clear_providers()

@@ -88,7 +88,7 @@ class PlantedSession:
         return SessionInfo(
             vocabulary=self._checkpoint.vocabulary + fault("other-vocabulary"),
             arithmetic=Precision.INT4 if fault("claims-int4") else Precision.FP32,
-            properties={"pid": str(os.getpid())},
+            properties={"pid": str(os.getpid()), "parent": str(os.getppid())},
             versions={"phi3-planted": "1.0"},
             capabilities=Capabilities(whole_prompt_logits=not fault("declares-last-token")),
         )
