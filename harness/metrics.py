@@ -12,6 +12,7 @@ taken off: softmax does not see a constant added to a row, so neither does this 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import msgspec
@@ -179,3 +180,15 @@ def first_divergence(golden: list[int], device: list[int]) -> int | None:
         if ours != theirs:
             return index
     return None if len(golden) == len(device) else min(len(golden), len(device))
+
+
+def wilson_upper(successes: int, trials: int) -> float:
+    """The upper end of the 95 % Wilson score interval of a share: what it may be, given `trials` observations.
+
+    Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    """
+    z = 1.959964
+    share = successes / trials
+    centre = share + z * z / (2 * trials)
+    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return min(1.0, (centre + spread) / (1 + z * z / trials))

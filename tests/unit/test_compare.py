@@ -336,7 +336,7 @@ def test_a_suite_weighs_positions_not_prompts() -> None:
 
 @pytest.mark.parametrize(
     ("limits", "named"),
-    [(_suite_limits(kl=0.9), "a measurement"), (_suite_limits(top1=0.8), "a decision")],
+    [(_suite_limits(kl=0.9), "a measurement"), (_suite_limits(top1=0.95), "a decision")],
 )
 def test_each_bound_of_a_suite_gates_by_itself(limits: SuiteLimits, named: str) -> None:
     verdict = compare.judge_suite([_errors([1.0, 1.0], agrees=[True, False])], limits)
@@ -473,3 +473,10 @@ def test_a_verdict_survives_the_wire(outcome: Outcome, numbers: dict[str, float]
     verdict = Verdict(outcome, numbers, {"limit": 1.0}, message)
     convert: Callable[..., Any] = msgspec.convert
     assert convert(msgspec.to_builtins(verdict), Verdict) == verdict
+
+
+def test_two_wrong_positions_of_55_do_not_prove_less_than_98_per_cent_but_of_1000_fifty_do() -> None:
+    few = _errors([0.0] * 55, agrees=[False] * 2 + [True] * 53)
+    many = _errors([0.0] * 1000, agrees=[False] * 50 + [True] * 950)
+    assert compare.judge_suite([few], _suite_limits(top1=0.98)).outcome is Outcome.PASS
+    assert compare.judge_suite([many], _suite_limits(top1=0.98)).outcome is Outcome.FAIL

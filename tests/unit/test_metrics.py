@@ -283,3 +283,16 @@ def test_before_the_first_divergence_all_is_equal_and_at_it_nothing(left: list[i
     else:
         assert left[:at] == right[:at]
         assert left[at : at + 1] != right[at : at + 1]
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_upper_end_of_an_interval_lies_above_the_share_and_closes_in_on_it(counts: tuple[int, int]) -> None:
+    successes, trials = counts
+    upper = metrics.wilson_upper(successes, trials)
+    assert successes / trials - 1e-12 <= upper <= 1.0
+    assert metrics.wilson_upper(100 * successes, 100 * trials) <= upper + 1e-12
+
+
+def test_the_upper_end_of_an_interval_is_that_of_scipy() -> None:
+    assert metrics.wilson_upper(53, 55) == pytest.approx(0.98996, abs=1e-4)
+    assert metrics.wilson_upper(0, 10) == pytest.approx(0.27753, abs=1e-4)

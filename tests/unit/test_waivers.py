@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from harness.errors import PolicyError
@@ -182,3 +183,13 @@ def test_all_waivers_that_apply_are_found_even_if_expired() -> None:
     found = applying_waivers(waivers, _TARGET, "test_logits[window]", "any", {})
     assert [waiver.id for waiver in found] == ["old", "new"]
     assert applying_waivers(waivers[:1], _TARGET, "test_logits[window]", "any", {}) == []
+
+
+def test_a_waiver_of_a_target_covers_it_on_every_host_and_one_of_a_host_on_that_host_only() -> None:
+    everywhere = msgspec.structs.replace(_WAIVER, targets="ort-genai:dml:int4")
+    one = msgspec.structs.replace(_WAIVER, targets="ort-genai:dml:int4:lab1")
+    there, elsewhere = Target.parse("ort-genai:dml:int4:lab1"), Target.parse("ort-genai:dml:int4:lab2")
+    assert everywhere.covers(there, "test_logits[window]")
+    assert one.covers(there, "test_logits[window]")
+    assert not one.covers(elsewhere, "test_logits[window]")
+    assert not one.covers(_TARGET, "test_logits[window]")
