@@ -99,6 +99,10 @@ def _footnotes(sessions: Sequence[SessionRecord]) -> str:
     coarser = [s.target for s in sessions if s.compute_class.value not in s.target]
     if coarser:
         lines.append(f"Judged by the arithmetic that the runtime reports, not by the weights: {', '.join(coarser)}.")
+    last_only = [s.target for s in sessions if not s.info.capabilities.whole_prompt_logits]
+    if last_only:
+        names = ", ".join(last_only)
+        lines.append(f"Logits of a prompt's last token and of the answer only, as the runtime gives them: {names}.")
     for session in sessions:
         lines.extend(_options(session))
     return "\n".join(lines)
