@@ -46,11 +46,14 @@ class Accelerator(msgspec.Struct, frozen=True):
 
 
 @functools.cache
-def accelerators() -> tuple[Accelerator, ...]:
-    """The accelerators of this machine; empty where there are none or the system does not say."""
+def accelerators() -> tuple[tuple[Accelerator, ...], str]:
+    """The accelerators of this machine, and why the system could not be asked, empty where it could."""
     if sys.platform == "win32":
-        return parse_windows(_ask_windows())
-    return tuple(read_linux(Path("/"))) if sys.platform == "linux" else ()
+        text, unread = _ask_windows()
+        return parse_windows(text), unread
+    if sys.platform == "linux":
+        return tuple(read_linux(Path("/"))), ""
+    return (), f"no way to ask {sys.platform} is known"
 
 
 def read_linux(root: Path) -> Iterator[Accelerator]:
@@ -86,15 +89,17 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _ask_windows() -> str:
+def _ask_windows() -> tuple[str, str]:
+    """What PowerShell printed, and what is in the way where it did not."""
     command = ["powershell", "-NoProfile", "-NonInteractive", "-Command", _POWERSHELL]
     try:
         found = subprocess.run(
             command, capture_output=True, check=False, timeout=_POWERSHELL_SECONDS, stdin=subprocess.DEVNULL
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return found.stdout.decode("utf-8", errors="replace")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", f"PowerShell cannot be asked: {error}"
+    unread = f"PowerShell ended with status {found.returncode}" if found.returncode else ""
+    return found.stdout.decode("utf-8", errors="replace"), unread
 
 
 def parse_windows(text: str) -> tuple[Accelerator, ...]:

@@ -9,6 +9,8 @@ the policy's.
 
 from __future__ import annotations
 
+import enum
+
 import msgspec
 
 from harness.policy import BusyLimits, Policy
@@ -48,61 +50,56 @@ def attest(evidence: Evidence, kind: DeviceKind, policy: Policy, index: int | No
     if index is not None and not all(device.endswith((f".{index}", f":{index}")) for device in evidence.devices):
         reason = f"the device of index {index} was asked for; {evidence.source} names {found}"
         return Attestation(EvidenceLevel.NONE, False, reason, contradicted=True)
-    level = _level(evidence, policy.busy)
+    said = [(reading, *weigh(reading, policy.busy)) for reading in evidence.readings]
+    level = _level(evidence, [weight for _, weight, _ in said])
     if _RANK[level] >= _RANK[policy.attestation[kind]]:
         return Attestation(level, True)
-    if level is EvidenceLevel.NONE and _conclusive(evidence, policy.busy):
-        return Attestation(level, False, _still(evidence, policy.busy), contradicted=True)
-    reason = (
+    lines = [f"  {_figures(reading)}: {why}" for reading, _, why in said]
+    if any(weight is Weight.STILL for _, weight, _ in said):
+        head = f"{evidence.source} names {found}, but no busy counter moved:"
+        return Attestation(level, False, "\n".join([head, *lines]), contradicted=True)
+    head = (
         f"nothing proves that a device of kind {kind.value} computed: the evidence is {level.value} "
         f"({evidence.source}: {found}); the policy asks for {policy.attestation[kind].value}"
     )
-    return Attestation(level, False, f"{reason}\n{evidence.unread}" if evidence.unread else reason)
+    return Attestation(level, False, "\n".join(filter(None, [head, *lines, evidence.unread])))
 
 
-def moved(reading: Reading, limits: BusyLimits) -> bool:
-    """Whether a counter was busy during the work beyond what it is without, others' load included."""
-    surplus = reading.busy_seconds - _expected(reading, limits)
-    return _possible(reading, limits) and surplus >= limits.share_min.limit * reading.work_seconds
+class Weight(enum.Enum):
+    """What one counter is worth as evidence: it proves the device, disproves it, or neither."""
+
+    MOVED = "moved"
+    STILL = "still"
+    NOTHING = "nothing"
 
 
-def tells(reading: Reading, limits: BusyLimits) -> bool:
-    """Whether a counter can tell anything: enough work, a figure that can be, and room beside others' load.
-
-    A counter far busier than time passed has jumped, or accounts in batches of minutes: several engines at once
-    make a few times the elapsed time, not more. A device that others keep busy all the time cannot be seen to
-    do more for us.
-    """
-    enough = reading.work_seconds >= limits.seconds_min.limit
-    room = _expected(reading, limits) + limits.share_min.limit * reading.work_seconds <= reading.elapsed_seconds
-    return enough and _possible(reading, limits) and (room or moved(reading, limits))
-
-
-def _possible(reading: Reading, limits: BusyLimits) -> bool:
-    return reading.busy_seconds <= limits.engines_max.limit * reading.elapsed_seconds
-
-
-def _expected(reading: Reading, limits: BusyLimits) -> float:
-    """Seconds that the device would be busy without us."""
-    return limits.idle_factor.limit * reading.idle_share * reading.elapsed_seconds
+def weigh(reading: Reading, limits: BusyLimits) -> tuple[Weight, str]:
+    """What a counter tells of whether the device worked for us, and why: others' load is taken off first."""
+    expected = limits.idle_factor.limit * reading.idle_share * reading.elapsed_seconds
+    surplus = reading.busy_seconds - expected
+    wanted = limits.share_min.limit * reading.work_seconds
+    if reading.work_seconds < limits.seconds_min.limit:
+        return Weight.NOTHING, f"too little work to tell; {limits.seconds_min.limit:g} s are asked for"
+    if reading.busy_seconds > limits.engines_max.limit * reading.elapsed_seconds:
+        return Weight.NOTHING, "more than all of its engines can have been, so it has jumped"
+    if surplus >= wanted:
+        return Weight.MOVED, "it moved"
+    if expected + wanted > reading.elapsed_seconds:
+        return Weight.NOTHING, "others keep the device too busy to tell; run again on an idle machine"
+    if surplus <= limits.still_max.limit * reading.work_seconds:
+        return Weight.STILL, "it did not move"
+    return Weight.NOTHING, "it moved, but hardly more than it does by itself"
 
 
-def _conclusive(evidence: Evidence, limits: BusyLimits) -> list[Reading]:
-    return [reading for reading in evidence.readings if tells(reading, limits)]
+def _figures(reading: Reading) -> str:
+    whose = "all processes" if reading.device_wide else "this process"
+    return (
+        f"{reading.counter} ({whose}): busy {reading.busy_seconds:.3g} s of {reading.elapsed_seconds:.3g} s, of which "
+        f"{reading.work_seconds:.3g} s of work; {100 * reading.idle_share:.2g} % without it"
+    )
 
 
-def _level(evidence: Evidence, limits: BusyLimits) -> EvidenceLevel:
-    readings = _conclusive(evidence, limits)
-    if not readings:
-        return evidence.level
-    return EvidenceLevel.MEASURED if any(moved(reading, limits) for reading in readings) else EvidenceLevel.NONE
-
-
-def _still(evidence: Evidence, limits: BusyLimits) -> str:
-    lines = [f"{evidence.source} names {', '.join(evidence.devices) or 'nothing'}, but no busy counter moved:"]
-    for reading in _conclusive(evidence, limits):
-        lines.append(
-            f"  {reading.counter}: busy {reading.busy_seconds:.3g} s of {reading.elapsed_seconds:.3g} s, of which "
-            f"{reading.work_seconds:.3g} s of work; {100 * reading.idle_share:.2g} % before it"
-        )
-    return "\n".join(lines)
+def _level(evidence: Evidence, weights: list[Weight]) -> EvidenceLevel:
+    if Weight.MOVED in weights:
+        return EvidenceLevel.MEASURED
+    return EvidenceLevel.NONE if Weight.STILL in weights else evidence.level

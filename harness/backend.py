@@ -88,7 +88,16 @@ class SessionInfo(msgspec.Struct, frozen=True):
     def ignored(self) -> dict[str, str]:
         """Load options that the runtime took and did not heed: their names, with the value read back instead."""
         back = self.properties
-        return {name: back[name] for name, value in self.load_options.items() if back.get(name, value) != value}
+        return {name: back[name] for name, value in self.load_options.items() if not _heeded(value, back.get(name))}
+
+
+def _heeded(asked: str, back: str | None) -> bool:
+    """Whether a value read back is the one asked for; a length may be rounded up, and nothing read back is no proof."""
+    if back is None or asked == back:
+        return True
+    if asked.isdigit() and back.isdigit():
+        return int(asked) <= int(back)
+    return {"YES": "True", "NO": "False", "1": "True", "0": "False"}.get(asked.upper()) == back
 
 
 class Session(Protocol):

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from harness.busy_counter import Counter, Sample
 from harness.busy_linux import find_drm_counters, find_npu_counters
 from harness.busy_nvidia import find_nvidia_counters
@@ -31,13 +33,15 @@ def find_counters(
     root: Path = Path("/"),
     clock: Callable[[], float] = time.perf_counter,
     adapter: str | None = None,
+    nvidia: bool | None = None,
     platform: str = sys.platform,
 ) -> list[Counter] | Unavailable:
     """The busy counters of a kind of device, or why there are none.
 
     Ask after the model is loaded: a driver's counters of this process exist once it has opened the device.
     `adapter` leaves only one device: its PCI address on Linux (`0000:03:00.0`), on Windows its LUID in
-    the form of `harness.dxgi` (`0:54321`). `clock` gives seconds; the default is the monotonic clock with
+    the form of `harness.dxgi` (`0:54321`). `nvidia` says whether the session is on an NVIDIA GPU, whose counter
+    is another, None where that is not known. `clock` gives seconds; the default is the monotonic clock with
     the finest grain (`time.monotonic` steps by 15.6 ms on Windows before Python 3.13). `root` is where `/proc`
     and `/sys` are looked for and `platform` a `sys.platform`; both are for tests.
     """
@@ -49,11 +53,17 @@ def find_counters(
         return Unavailable(f"no busy counter of {platform} is known", "use Linux or Windows")
     if kind is DeviceKind.NPU:
         return find_npu_counters(root, clock, adapter)
-    return _find_linux_gpus(root, clock, adapter)
+    return _find_linux_gpus(root, clock, adapter, nvidia)
 
 
-def _find_linux_gpus(root: Path, clock: Callable[[], float], adapter: str | None) -> list[Counter] | Unavailable:
+def _find_linux_gpus(
+    root: Path, clock: Callable[[], float], adapter: str | None, wanted: bool | None
+) -> list[Counter] | Unavailable:
+    if wanted is True:
+        return find_nvidia_counters(clock, adapter)
     drm = find_drm_counters(root, clock, adapter)
+    if wanted is False:
+        return drm
     # NVIDIA's own driver reports no engine times through DRM; NVML is its counter.
     if not (root / "proc/driver/nvidia").is_dir():
         return drm
@@ -115,6 +125,9 @@ class BusyMeter:
             self._sleep(seconds)
         shares = {}
         for name, last in self._samples().items():
+            if last.total <= first[name].total:
+                shares[name] = 0.0  # a device asleep lets its own clock stand
+                continue
             moved = self._moved(name, first[name], last)
             if moved is not None:
                 shares[name] = moved[0]
@@ -142,13 +155,24 @@ class BusyMeter:
     def readings(self) -> tuple[Reading, ...]:
         """The readings of the open window, which this closes if it holds enough work, else of the last one.
 
+        Closing one takes a second more where a counter counts others' work too: the larger of the idle shares
+        before and after the window is the one that is given.
+
         Empty before the first window is closed, and where no counter can be read.
         """
         if self._first is None or self._work < self._min_work:
             return self._last
         first, work = self._first, self._work
-        found = (self._reading(name, first[name], last, work) for name, last in self._samples().items())
-        self._last = tuple(reading for reading in found if reading is not None)
+        before = self._idle or {}
+        found = [self._reading(name, first[name], last, work) for name, last in self._samples().items()]
+        if any(counter.device_wide for counter in self._counters.values()):
+            self.baseline()  # others may have begun to use the device since the last one
+        after = self._idle or {}
+        self._last = tuple(
+            msgspec.structs.replace(reading, idle_share=max(before[reading.counter], after.get(reading.counter, 0.0)))
+            for reading in found
+            if reading is not None
+        )
         self._first, self._work = None, 0.0
         return self._last
 

@@ -7,15 +7,22 @@ are not its own would have it wait for gigabytes that never come, so heads are c
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import execnet
 import msgspec
+import psutil
+from execnet.gateway_base import ThreadExecModel
 
 BROKEN = (EOFError, OSError, execnet.RemoteError)
 """What `send` and `receive` raise on a connection that is of no more use; execnet.TimeoutError is an OSError."""
@@ -27,6 +34,15 @@ _JOIN_SECONDS = 1.0
 _MODEL = "execmodel=main_thread_only"
 # A password cannot be asked for in a test run; a machine that is off must not hold the run up, nor one that goes off.
 _SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15 -o ServerAliveCountMax=4"
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:|[^/]*\\")
+# ssh ends when both sides have closed the connection. One whose controller was killed is ended by the kernel instead,
+# and with it what runs on the host and listens no more.
+_WITH_US = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -34,6 +50,19 @@ class Host(msgspec.Struct, frozen=True):
 
     name: str
     spec: str
+
+
+def path_there(text: str) -> PurePath:
+    """A path of another machine, whatever this one is: `str` of it gives the text back."""
+    return PurePosixPath(text) if text.startswith("/") else PureWindowsPath(text)
+
+
+class NotStarted(OSError):
+    """No Python came up: it did not answer in time, or ended with `status`."""
+
+    def __init__(self, problem: str, status: int | None = None) -> None:
+        super().__init__(problem)
+        self.status = status
 
 
 class HeadCheck:
@@ -59,16 +88,100 @@ class HeadCheck:
         return head
 
 
+class _Processes:
+    """Stands before the module `subprocess` in execnet, which keeps a process to itself until it has answered.
+
+    What a process says on its standard error goes to the end of the file `errors`.
+    """
+
+    PIPE = subprocess.PIPE
+
+    def __init__(self, errors: Path, *, remote: bool) -> None:
+        self._errors = errors
+        self._remote = remote
+        self.started: subprocess.Popen[bytes] | None = None
+        self.late = False
+
+    def Popen(self, command: list[str], **pipes: Any) -> subprocess.Popen[bytes]:  # noqa: N802
+        """As subprocess.Popen."""
+        if self._remote and sys.platform == "linux" and shutil.which(command[0]):
+            command = [sys.executable, "-I", "-S", "-c", _WITH_US, str(os.getpid()), *command]
+        try:
+            errors = self._errors.open("ab")
+        except OSError:  # a full disk
+            errors = Path(os.devnull).open("ab")  # noqa: SIM115
+        with errors:
+            self.started = subprocess.Popen(command, stderr=errors, **pipes)
+        return self.started
+
+    @contextlib.contextmanager
+    def bounded(self, seconds: float) -> Iterator[None]:
+        """End the process when this takes longer than it may, and when it raises. Raises NotStarted, too."""
+        timer = threading.Timer(seconds, self._end_late)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except (EOFError, BrokenPipeError):
+            status = self._end(_JOIN_SECONDS)
+            if not self.late:
+                raise NotStarted("it ended", status) from None
+        except BaseException:
+            self._end()
+            raise
+        finally:
+            timer.cancel()
+        if self.late:
+            raise NotStarted(f"it did not answer within {seconds:g} s")
+
+    def _end_late(self) -> None:
+        self.late = True
+        self._end()
+
+    def _end(self, seconds: float = 0.0) -> int | None:
+        """Kill the process after some seconds, and what it started, which would hold the connection open."""
+        if self.started is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.started.wait(seconds)
+        family = []
+        with contextlib.suppress(psutil.Error):
+            family = psutil.Process(self.started.pid).children(recursive=True)
+        self.started.kill()
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        return self.started.wait()
+
+
+class _Model(ThreadExecModel):
+    """Threads as execnet has them, and processes as we do."""
+
+    def __init__(self, processes: _Processes) -> None:
+        self._processes = processes
+
+    @property
+    def subprocess(self) -> Any:
+        return self._processes
+
+
 class Connection:
     """One process under a Python, here or on a host, that runs `source`, which finds `channel` among its globals.
 
-    Raises OSError, EOFError, AssertionError or an execnet error when it cannot be made.
+    What it says before `source` runs is added to `errors`. Raises OSError, EOFError, AssertionError or an execnet error
+    when it cannot be made within some seconds; no process is left then, nor when this is interrupted.
     """
 
-    def __init__(self, interpreter: str | None, source: str, host: Host | None = None) -> None:
-        self._group = execnet.Group()
+    def __init__(
+        self, interpreter: str | None, source: str, host: Host | None = None, *, errors: Path, seconds: float
+    ) -> None:
+        processes = _Processes(errors, remote=host is not None)
+        self._group = execnet.Group(execmodel=_Model(processes))  # type: ignore[arg-type]
         try:
-            self._gateway: Any = self._group.makegateway(_spec(interpreter, host))
+            with processes.bounded(seconds):
+                self._gateway: Any = self._group.makegateway(_spec(interpreter, host))
+                if processes.started is not None and processes.started.poll() is not None:  # execnet overlooks some
+                    raise EOFError
             connection: Any = self._gateway._io
             self._check = HeadCheck(connection.read)
             connection.read = self._check
@@ -137,5 +250,10 @@ def _spec_there(interpreter: str | None, host: Host) -> str:
         elif key != "execmodel" and not (key == "python" and interpreter is not None):
             parts.append(part)
     if interpreter is not None:
-        parts.append(f"python={shlex.quote(interpreter)}")
+        parts.append(f"python={quote_there(interpreter)}")
     return "//".join([*parts, _MODEL])
+
+
+def quote_there(interpreter: str) -> str:
+    """A path as the shell of its machine takes it, to judge by the path: cmd.exe knows no single quotes."""
+    return f'"{interpreter}"' if _WINDOWS_PATH.match(interpreter) else shlex.quote(interpreter)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from harness.backend import Backend
 from harness.connection import Host
@@ -30,7 +31,7 @@ class Crew:
         self,
         backends: Mapping[str, Backend],
         *,
-        interpreters: Mapping[str, Path],
+        interpreters: Mapping[str, PurePath],
         hosts: Mapping[str, Host],
         limits: Limits,
     ) -> None:
@@ -82,10 +83,11 @@ class Crew:
         """Stop every worker, those of sessions too if a run was cut short, and delete the scratch folder."""
         outposts = self.lab.outposts
         others = [worker for worker in self._workers if worker not in outposts]
-        for worker in (*others, *outposts):  # an outpost ends the workers of its host that do not end themselves
-            worker.stop()
-        self._workers.clear()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self._workers = []
+        with contextlib.ExitStack() as last_first:  # and all of them, whatever one of them raises
+            last_first.callback(shutil.rmtree, self.scratch, ignore_errors=True)
+            for worker in (*outposts, *others):  # an outpost ends the workers of its host that do not end themselves
+                last_first.callback(worker.stop)
 
     def _hire_outpost(self, label: str, host: Host) -> Worker:
         """One that nobody looks after: it is what looks after the others."""

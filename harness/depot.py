@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from harness.cache import cache_root
-from harness.checkpoint import sha256_file
+from harness.checkpoint import cached_sha256, sha256_file
 from harness.errors import ResourceError, UsageError, is_full_disk
 
 
@@ -57,34 +57,53 @@ class Depot:
     def finish(self, sha256: str) -> None:
         """Check an object against its name and keep it. Raises UsageError when it is another."""
         partial = self._partial(sha256)
-        found = sha256_file(partial)
-        if found != sha256:
+        with self._disk_errors():
+            found = sha256_file(partial)
+            if found != sha256:
+                partial.unlink(missing_ok=True)
+                raise UsageError(f"a file that was sent here has the hash {found}, not {sha256}", "try again")
+            with contextlib.suppress(PermissionError):  # Windows: another run has it open, so it is whole
+                partial.replace(self._object(sha256))
             partial.unlink(missing_ok=True)
-            raise UsageError(f"a file that was sent here has the hash {found}, not {sha256}", "try again")
-        target = self._object(sha256)
-        with contextlib.suppress(FileExistsError, PermissionError):  # another run has just brought the same
-            partial.rename(target)
-        partial.unlink(missing_ok=True)
 
     def assemble(self, entries: Sequence[Entry]) -> Path:
-        """A folder with these files, made of links (or copies where the disk has none).
+        """A folder with these files, made of links (or copies where the disk has none), each checked.
 
-        Raises UsageError for a path that leads out of the folder, ResourceError on a full disk.
+        Raises UsageError for a path that leads out of the folder or a file that has changed since it was brought,
+        ResourceError on a full disk.
         """
         folder = self._root / "folders" / listing_key(entries)
+        if not folder.is_dir():
+            with self._disk_errors():
+                self._link(entries, folder)
+        for entry in entries:
+            self._check(folder, entry)
+        return folder
+
+    def _link(self, entries: Sequence[Entry], folder: Path) -> None:
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-        if folder.is_dir():
-            return folder
         shutil.rmtree(partial, ignore_errors=True)
-        with self._disk_errors():
+        partial.mkdir(parents=True)
+        try:
             for entry in entries:
                 path = partial / _safe(entry.path)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _link(self._object(entry.sha256), path)
-            with contextlib.suppress(OSError):  # another run has just made the same
+            try:
                 partial.rename(folder)
-        shutil.rmtree(partial, ignore_errors=True)
-        return folder
+            except OSError:
+                if not folder.is_dir():  # else another run has just made the same
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _check(self, folder: Path, entry: Entry) -> None:
+        """Raise UsageError for a file that a runtime has written to: what is judged must be what was brought."""
+        if cached_sha256(folder / _safe(entry.path)) == entry.sha256:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        self._object(entry.sha256).unlink(missing_ok=True)
+        raise UsageError(f"{entry.path} was changed after it was brought here", "run again: it is brought anew")
 
     def _is_whole(self, sha256: str, size: int) -> bool:
         path = self._object(sha256)
@@ -105,6 +124,8 @@ class Depot:
                 raise ResourceError(
                     f"the disk of {self._root} is full", "free space, or set PHI3_CONFORMANCE_CACHE to another disk"
                 ) from None
+            if isinstance(error, FileNotFoundError):
+                raise UsageError(f"a file that was to be here is not: {error.filename}", "run again") from None
             raise
 
 

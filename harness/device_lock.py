@@ -12,14 +12,19 @@ import datetime
 import json
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
 import filelock
 import msgspec
+import psutil
 
 from harness.errors import ResourceError
 from harness.target import DeviceKind
+
+# The group of all users of a Windows machine, whatever its language calls it.
+_USERS = "*S-1-5-32-545"
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -79,17 +84,22 @@ class DeviceLock:
             self._lock.release()
 
     def _read_holder(self) -> Holder:
+        unknown = Holder(0, "a target it has not written down", "an unknown time")
         try:
-            return msgspec.convert(json.loads(self._holder.read_bytes()), Holder)
+            found = msgspec.convert(json.loads(self._holder.read_bytes()), Holder)
         except (OSError, ValueError):
-            return Holder(0, "a target it has not written down", "an unknown time")
+            return unknown
+        return found if psutil.pid_exists(found.pid) else unknown  # left behind by another that was killed
 
 
 def _make_folder(folder: Path) -> None:
     """A folder in which every user can make and lock files, and nobody can delete another's. Raises OSError."""
     try:
         folder.mkdir(parents=True)
-        if sys.platform != "win32":
+        if sys.platform == "win32":
+            grant = ["icacls", str(folder), "/grant", f"{_USERS}:(OI)(CI)M"]
+            subprocess.run(grant, check=False, capture_output=True)
+        else:
             folder.chmod(0o1777)
     except FileExistsError:
         if not stat.S_ISDIR(folder.lstat().st_mode):

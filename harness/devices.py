@@ -6,13 +6,14 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import msgspec
 import psutil
 
 from harness.accelerators import Accelerator, accelerators
 from harness.backend import Backend, missing_distributions
+from harness.connection import path_there
 from harness.errors import UsageError
 
 
@@ -30,10 +31,13 @@ class Machine(msgspec.Struct, frozen=True, omit_defaults=True):
     memory_bytes: int
     python: str
     accelerators: tuple[Accelerator, ...] = ()
+    unread: str = ""
+    """Why the system could not be asked for accelerators."""
 
 
 def this_machine() -> Machine:
     """The machine that this process runs on."""
+    found, unread = accelerators()
     return Machine(
         system=platform.system(),
         release=platform.release(),
@@ -42,7 +46,8 @@ def this_machine() -> Machine:
         cores=os.cpu_count() or 1,
         memory_bytes=int(psutil.virtual_memory().total),
         python=platform.python_version(),
-        accelerators=accelerators(),
+        accelerators=found,
+        unread=unread,
     )
 
 
@@ -55,15 +60,16 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def find_interpreter(backend: Backend, named: Mapping[str, Path], root: Path, device: str = "") -> Path | None:
+def find_interpreter(backend: Backend, named: Mapping[str, PurePath], root: Path, device: str = "") -> Path | None:
     """The Python that runs a backend's workers for a device: None for the one running now.
 
-    In this order: the one named by the user; an environment of tox that the backend has for this device alone;
-    this one, if the backend's distributions are installed here; `.tox/<backend>`; `.tox/runtime`; this one,
-    which will then say what is missing.
+    In this order: the one named by the user, for the device (`ort-genai:dml`) or the backend; an environment of
+    tox that the backend has for this device alone; this one, if the backend's distributions are installed here;
+    `.tox/<backend>`; `.tox/runtime`; this one, which will then say what is missing.
     """
-    if backend.name in named:
-        return named[backend.name]
+    for key in (f"{backend.name}:{device.split('.')[0]}", backend.name):
+        if key in named:
+            return Path(named[key])
     environments: Mapping[str, Sequence[str]] = getattr(backend, "environments", {})
     own = _python_of(root, environments.get(device.split(".")[0], ()))
     if own is not None:
@@ -82,16 +88,16 @@ def _python_of(root: Path, environments: Sequence[str]) -> Path | None:
     return None
 
 
-def parse_interpreters(texts: list[str]) -> dict[str, Path]:
-    """Read `BACKEND=PATH` and `BACKEND:HOST=PATH` options.
+def parse_interpreters(texts: list[str]) -> dict[str, PurePath]:
+    """Read `BACKEND=PATH`, `BACKEND:DEVICE=PATH` and `BACKEND:HOST=PATH` options.
 
     Raises UsageError where the form is another, or no file of this machine is there.
     """
-    found = {}
+    found: dict[str, PurePath] = {}
     for text in texts:
         backend, equals, path = text.partition("=")
-        there = ":" in backend  # BACKEND:HOST=PATH, a path of that host
+        there = ":" in backend  # BACKEND:HOST=PATH, a path of that host, or BACKEND:DEVICE=PATH
         if not equals or not path or not (there or Path(path).is_file()):
             raise UsageError(f"--interpreter {text!r} names no Python", "write --interpreter BACKEND=PATH")
-        found[backend] = Path(path) if there else Path(path).absolute()
+        found[backend] = path_there(path) if there else Path(path).absolute()
     return found

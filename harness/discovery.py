@@ -41,6 +41,15 @@ class _Answers:
         self.spare: Worker | None = None
 
 
+def _reports(backend: str, found: Any) -> dict[str, Found]:
+    """The wire carries builtins; both Structs are tagged, so the union can be told apart. Raises StageError."""
+    try:
+        return msgspec.convert(found, dict[str, DeviceReport | Unavailable])
+    except msgspec.ValidationError as error:
+        problem = f"the backend {backend} answered with something else than devices: {error}"
+        raise StageError(Stage.DISCOVER, problem, "mend its method discover") from None
+
+
 class Discovery:
     """Asks runtimes for devices. `hire` makes a worker, not yet started, for a label, a backend and a target."""
 
@@ -113,11 +122,11 @@ class Discovery:
             if answers.missing is not None:
                 worker.stop()
                 return
-            found = worker.call(Stage.DISCOVER, "discover", devices=devices)
-            # The wire carries builtins; both Structs are tagged, so the union can be told apart.
-            answers.devices |= {name: msgspec.convert(report, Found) for name, report in found.items()}
+            answers.devices |= _reports(target.backend, worker.call(Stage.DISCOVER, "discover", devices=devices))
         except StageError as error:
             worker.stop()
+            if answers.devices:  # what was found before stands
+                raise
             answers.error = error
             return
         answers.spare = worker

@@ -75,6 +75,11 @@ class Lab:
         `everything` false leaves out weights in forms that are never loaded. Raises StageError(prepare).
         """
         if (host, folder) not in self._brought:
+            self._brought[host, folder] = self._bring(host, folder, announce, everything)
+        return self._brought[host, folder]
+
+    def _bring(self, host: str, folder: Path, announce: Callable[[str], None], everything: bool) -> str:
+        try:
             entries = list(_entries(folder, everything=everything))
             listing = msgspec.to_builtins(entries)
             missing: list[str] = self.ask(host, Stage.PREPARE, "missing", entries=listing)
@@ -84,8 +89,11 @@ class Lab:
             files = {entry.sha256: folder / entry.path for entry in entries}
             for sha256 in missing:
                 self._send(host, sha256, files[sha256])
-            self._brought[host, folder] = self.ask(host, Stage.PREPARE, "assemble", entries=listing)
-        return self._brought[host, folder]
+        except OSError as error:
+            problem = f"{folder.name} cannot be brought to {host}: {error}"
+            raise StageError(Stage.PREPARE, problem, "leave the folder alone while a run uses it") from None
+        path: str = self.ask(host, Stage.PREPARE, "assemble", entries=listing)
+        return path
 
     def end(self, host: str, pid: int) -> None:
         """Kill a worker on a host that no longer answers. A host that is lost has nobody to ask."""

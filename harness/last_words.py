@@ -14,6 +14,17 @@ _LOG_BYTES = 32 << 20
 _KEPT_BYTES = 1 << 20
 _FAULT = ("Fatal Python error", "Windows fatal exception")
 _THREAD = ("Thread 0x", "Current thread 0x")
+_NTSTATUS = 0x80000000
+"""From here on an exit status is what Windows ended a process for."""
+_WINDOWS_EXITS = {
+    0xC0000005: "ACCESS_VIOLATION",
+    0xC000001D: "ILLEGAL_INSTRUCTION",
+    0xC00000FD: "STACK_OVERFLOW",
+    0xC0000135: "DLL_NOT_FOUND",
+    0xC000013A: "CONTROL_C_EXIT",
+    0xC0000374: "HEAP_CORRUPTION",
+    0xC0000409: "STACK_BUFFER_OVERRUN, or abort",
+}
 _FILE = re.compile(r'File "([^"]+)"')
 
 
@@ -39,11 +50,11 @@ class WorkerLog:
         except OSError:
             return ""
 
-    def tail(self) -> str:
+    def tail(self, title: str = "last output of the worker") -> str:
         """The last lines, indented for a message; empty when there are none."""
         text = self.read_from(0).replace("\r", "\n")
         lines = last_lines([line for line in text.splitlines() if line.strip()])
-        return quote("last output of the worker", lines)
+        return quote(title, lines)
 
     def append(self, text: str) -> None:
         """Add to the log, unless the disk is full."""
@@ -113,6 +124,9 @@ def exit_description(status: int | None) -> str:
     """How a process ended, by subprocess's exit status: negative is the signal, None is not known."""
     if status is None:
         return "its connection closed"
+    if status >= _NTSTATUS:
+        name = _WINDOWS_EXITS.get(status)
+        return f"exit status 0x{status:08X}" + (f" ({name})" if name else "")
     if status >= 0:
         return f"exit status {status}"
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import msgspec
 
@@ -24,7 +24,7 @@ SCHEMA = 1
 
 
 @contextmanager
-def crew(interpreters: Mapping[str, Path], hosts: Mapping[str, Host]) -> Iterator[Crew]:
+def crew(interpreters: Mapping[str, PurePath], hosts: Mapping[str, Host]) -> Iterator[Crew]:
     """A crew for every registered backend, ended afterwards."""
     made = Crew(load_backends(), interpreters=interpreters, hosts=hosts, limits=Limits())
     try:

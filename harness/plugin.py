@@ -5,6 +5,7 @@ Loaded with `-p harness.plugin`. It imports no runtime; those live in worker pro
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Generator
 from datetime import date, datetime, timezone
@@ -102,11 +103,12 @@ def _announcer(config: pytest.Config) -> Any:
     def announce(text: str) -> None:
         terminal = config.pluginmanager.get_plugin("terminalreporter")
         capture = config.pluginmanager.get_plugin("capturemanager")
-        if terminal is None or capture is None:  # an xdist worker has no terminal
-            return
-        with capture.global_and_fixture_disabled():
-            terminal.ensure_newline()
-            terminal.write_line(text)
+        with contextlib.nullcontext() if capture is None else capture.global_and_fixture_disabled():
+            if terminal is not None and not hasattr(config, "workerinput"):
+                terminal.ensure_newline()
+                terminal.write_line(text)
+            elif sys.__stderr__ is not None:  # an xdist worker's reporter writes to nobody, its stderr to the terminal
+                print(text, file=sys.__stderr__, flush=True)
 
     return announce
 
@@ -184,8 +186,7 @@ class Collector:
             return
         self.state.cases.append(msgspec.convert(plain["case"], CaseRecord))
         if plain["session"] is not None:
-            found = msgspec.convert(plain["session"], SessionRecord)
-            self.state.sessions[found.target] = found
+            self.state.enter(msgspec.convert(plain["session"], SessionRecord))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -222,18 +223,25 @@ def _paths(config: pytest.Config) -> list[Path]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Stop workers; in the main process, judge the run as a whole and write the record."""
+    """In the main process, judge the run as a whole and write the record; then stop workers, which may take a while."""
+    state = session.config.stash[STATE]
+    complete = False
+    try:
+        state.keep_known()
+        output = getattr(session.config, "workeroutput", None)
+        if output is not None:
+            output["matched_waivers"] = sorted(state.matched_waivers)
+            output["machines"] = msgspec.to_builtins(state.machines)
+            output["runtimes"] = msgspec.to_builtins(list(state.runtimes.values()))
+        elif not session.config.getoption("collectonly"):
+            complete = _conclude(session, state, exitstatus)
+    finally:
+        _close(session, state, complete=complete)
+
+
+def _conclude(session: pytest.Session, state: State, exitstatus: int) -> bool:
+    """Set the exit status, find problems and write the record; whether the run was complete."""
     config = session.config
-    state = config.stash[STATE]
-    state.close()
-    output = getattr(config, "workeroutput", None)
-    if output is not None:
-        output["matched_waivers"] = sorted(state.matched_waivers)
-        output["machines"] = msgspec.to_builtins(state.machines)
-        output["runtimes"] = msgspec.to_builtins(list(state.runtimes.values()))
-        return
-    if config.getoption("collectonly"):
-        return
     ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
     complete = ended and not session.shouldfail and not session.shouldstop
     problems = [f"--require {wanted}: nothing ran on it" for wanted in state.unmet()]
@@ -246,6 +254,20 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if problems and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     config.stash[PROBLEMS] = problems
+    return complete
+
+
+def _close(session: pytest.Session, state: State, *, complete: bool) -> None:
+    """Stop workers. What fails there fails the run, and loses neither summary nor record."""
+    try:
+        state.close()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run's results are worth more
+        problem = f"workers could not be stopped: {type(error).__name__}: {error}"
+        session.config.stash.setdefault(PROBLEMS, []).append(problem)
+        if session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            if WRITTEN in session.config.stash:
+                _write(session.config, state, complete=complete, exit_status=int(session.exitstatus))
 
 
 def _write(config: pytest.Config, state: State, *, complete: bool, exit_status: int) -> list[str]:

@@ -66,7 +66,7 @@ class ClassLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BusyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When a busy counter has moved: see `harness.attest.moved`.
+    """When a busy counter has moved, and when it has stood still: see `harness.attest.weigh`.
 
     `seconds_min`: seconds of work before a counter is believed at all. `share_min`: the least share of the
     work during which the device was busy. `idle_factor`: how many times the idle share is taken off first.
@@ -75,6 +75,7 @@ class BusyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     seconds_min: Limit
     share_min: Limit
+    still_max: Limit
     idle_factor: Limit
     engines_max: Limit
 

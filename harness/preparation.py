@@ -16,8 +16,8 @@ from harness.target import Target, matches
 from harness.worker import Worker
 
 
-def prepare(run: Run, target: Target, worker: Worker) -> Artifact:
-    """The artifact of a target, where `worker` can load it. Raises StageError(prepare).
+def prepare(run: Run, target: Target, worker: Worker) -> tuple[Artifact, str]:
+    """The artifact of a target, and the path by which `worker` can load it. Raises StageError(prepare).
 
     What is given or exported here is brought to a target's host, so that all machines of a lab judge the same
     bytes. A host whose exporter has other versions than ours exports for itself: an artifact of a newer builder
@@ -32,7 +32,8 @@ def prepare(run: Run, target: Target, worker: Worker) -> Artifact:
         return _bring(run, target, describe(settings.checkpoint.path, "checkpoint"))
     versions = worker.call(Stage.PREPARE, "versions", names=list(recipe.exporter))
     if target.host is None:
-        return _export(run, target, recipe, versions, worker)
+        artifact = _export(run, target, recipe, versions, worker)
+        return artifact, str(artifact.path)
     with _exporter(run, target, recipe, versions) as ours:
         if ours is not None:
             return _bring(run, target, _export(run, target, recipe, versions, ours))
@@ -75,15 +76,22 @@ def _exporter(run: Run, target: Target, recipe: Recipe, versions: dict[str, str]
     """A worker of this machine that exports as the target's host would, None where there is none."""
     ours = run.crew.hire(f"{target.backend}-exporter", msgspec.structs.replace(target, host=None))
     try:
-        ours.start(Stage.PREPARE)
-        opened = ours.call(Stage.PREPARE, "open", backend=target.backend)
-        same = ours.call(Stage.PREPARE, "versions", names=list(recipe.exporter)) == versions
-        yield ours if same and not opened["missing"] else None
+        yield ours if _exports_alike(ours, target, recipe, versions) else None
     finally:
         ours.stop()
 
 
-def _export_there(run: Run, target: Target, recipe: Recipe, worker: Worker) -> Artifact:
+def _exports_alike(ours: Worker, target: Target, recipe: Recipe, versions: dict[str, str]) -> bool:
+    try:
+        ours.start(Stage.PREPARE)
+        opened = ours.call(Stage.PREPARE, "open", backend=target.backend)
+        found = ours.call(Stage.PREPARE, "versions", names=list(recipe.exporter))
+    except StageError:  # no exporter here is no fault of the host's
+        return False
+    return bool(found == versions and not opened["missing"])
+
+
+def _export_there(run: Run, target: Target, recipe: Recipe, worker: Worker) -> tuple[Artifact, str]:
     settings = run.settings
     checkpoint = settings.checkpoint
     run.announce(f"exporting {checkpoint.name} for {target.backend} on {target.host}: {recipe.name}")
@@ -96,13 +104,13 @@ def _export_there(run: Run, target: Target, recipe: Recipe, worker: Worker) -> A
         recipe=recipe,
         trust_remote_code=settings.trust_remote_code,
     )
-    return msgspec.convert(found, Artifact, dec_hook=_path)
+    return msgspec.convert(found, Artifact, dec_hook=_path), str(found["path"])
 
 
-def _bring(run: Run, target: Target, artifact: Artifact) -> Artifact:
+def _bring(run: Run, target: Target, artifact: Artifact) -> tuple[Artifact, str]:
     if target.host is None:
-        return artifact
-    return msgspec.structs.replace(artifact, path=Path(_brought(run, target, artifact.path)))
+        return artifact, str(artifact.path)
+    return artifact, _brought(run, target, artifact.path)
 
 
 def _brought(run: Run, target: Target, folder: Path) -> str:

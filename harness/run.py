@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import msgspec
 import numpy as np
@@ -36,7 +36,7 @@ class Settings(msgspec.Struct, frozen=True):
     artifacts: tuple[tuple[str, Path], ...] = ()
     recipes: tuple[tuple[str, str], ...] = ()
     load_options: tuple[tuple[str, str, str], ...] = ()
-    interpreters: dict[str, Path] = {}
+    interpreters: dict[str, PurePath] = {}
     hosts: dict[str, Host] = {}
     device_wait: float = DEVICE_WAIT
     """Seconds that a session waits for an NPU or GPU that another process uses."""

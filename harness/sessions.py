@@ -1,7 +1,7 @@
 """One target in a run: its artifact, the worker with its session, and what it answered.
 
 A session whose worker died is started again for the next case, also when it died while loading; one that
-keeps dying is given up.
+keeps dying is given up. So is one whose device somebody else keeps.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class TargetSession:
         self.target = target
         self.kind = run.kind(target)
         self.artifact: Artifact | None = None
+        self._location = ""
         self.info: SessionInfo | None = None
         self.deaths = 0
         self._last_death: StageError | None = None
@@ -53,6 +54,8 @@ class TargetSession:
         self._worker: Worker | None = None
         self._known: dict[tuple[str, str, str], Any] = {}
         self._evidence: Evidence | None = None
+        self._last_evidence: Evidence | None = None
+        self._refused: StageError | None = None
         self._computed = False
 
     def start(self) -> None:
@@ -78,20 +81,23 @@ class TargetSession:
         self._known = {key: value for key, value in self._known.items() if isinstance(value, StageError)}
         self._worker = self.run.crew.take(self.target)
         try:
-            if self.artifact is None:
-                self.artifact = prepare(self.run, self.target, self._worker)
-            self._claim(self._worker)
-            info = self._worker.call(
-                Stage.LOAD,
-                "load",
-                artifact=str(self.artifact.path),
-                target=str(self.target),
-                options=self.load_options,
-                trust_remote_code=self.run.settings.trust_remote_code,
-            )
+            self._load(self._worker)
         except BaseException:
             self._worker.stop()
             raise
+
+    def _load(self, worker: Worker) -> None:
+        if self.artifact is None:
+            self.artifact, self._location = prepare(self.run, self.target, worker)
+        self._claim(worker)
+        info = worker.call(
+            Stage.LOAD,
+            "load",
+            artifact=self._location,
+            target=str(self.target),
+            options=self.load_options,
+            trust_remote_code=self.run.settings.trust_remote_code,
+        )
         self.info = msgspec.convert(info, SessionInfo)
         if self.info.arithmetic in (Precision.INT8, Precision.INT4):
             raise StageError(
@@ -131,13 +137,16 @@ class TargetSession:
         if not self._computed:
             self._call("teacher_force", prompt=[0], continuation=[0])
         if self._evidence is None:
-            self._evidence = msgspec.convert(self._call("evidence"), Evidence)
+            self._evidence = self._last_evidence = msgspec.convert(self._call("evidence"), Evidence)
         return self._evidence
 
     @property
     def known_evidence(self) -> Evidence | None:
-        """The evidence gathered so far, None before the first case."""
-        return self._evidence
+        """The last evidence gathered, if only of a process that has died since; None before the first.
+
+        It is for the record: cases are judged by `evidence`, which is the present process's.
+        """
+        return self._last_evidence
 
     def versions(self) -> dict[str, str]:
         """Versions of the distributions that compute."""
@@ -158,11 +167,12 @@ class TargetSession:
                 return
             found = msgspec.convert(holder, Holder)
             if time.monotonic() >= end:
-                raise StageError(
+                self._refused = StageError(
                     Stage.LOAD,
                     f"the device of {self.target} is in use by {found}",
                     "let that end, or wait longer with --device-wait SECONDS",
                 )
+                raise self._refused
             if not told:
                 self.run.announce(f"{self.target} waits for its device: {found}")
                 told = True
@@ -224,6 +234,8 @@ class TargetSession:
     def _restart(self) -> None:
         if self.target.host is not None:  # a lost host is an error each time, and no crash of the target's
             self.run.crew.lab.check(self.target.host, Stage.RUN)
+        if self._refused is not None:  # each case would wait as long again
+            raise self._refused
         if self.deaths >= MAX_DEATHS and self._last_death is not None:
             last = self._last_death.problem.splitlines()[0]
             raise NotRun(
@@ -232,7 +244,7 @@ class TargetSession:
             )
         try:
             self._start()
-        except StageError as error:
+        except (WorkerDied, WorkerTimeout) as error:
             self._count(error)
             raise
 

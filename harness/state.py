@@ -181,7 +181,7 @@ class State:
             open_golden(settings.golden_roots, settings.checkpoint, settings.fingerprint, suite)
 
     def keep_session(self, session: TargetSession) -> SessionRecord | None:
-        """Enter a loaded session into the record, once its evidence is known."""
+        """What the record says of a session, None before it was loaded."""
         if session.info is None or session.artifact is None:
             return None
         artifact = session.artifact
@@ -192,12 +192,23 @@ class State:
             str(session.target), session.kind, session.compute_class, session.info, made, session.known_evidence
         )
 
+    def enter(self, found: SessionRecord) -> None:
+        """Enter a session into the record, with the evidence known of it before where it brings none."""
+        known = self.sessions.get(found.target)
+        if found.evidence is None and known is not None:
+            found = msgspec.structs.replace(found, evidence=known.evidence)
+        self.sessions[found.target] = found
+
     def close(self) -> None:
-        """Keep what was found out of machines and runtimes, stop workers and delete scratch files."""
+        """Stop workers and delete scratch files. Takes up to 20 s a worker."""
+        if self._run is not None:
+            run, self._run = self._run, None
+            run.close()
+
+    def keep_known(self) -> None:
+        """Keep what this process has found out of machines and runtimes."""
         if self._run is not None:
             self.keep_platform(self._run.crew.lab.machines, self._run.crew.discovery.reports())
-            self._run.close()
-            self._run = None
 
     def keep_platform(self, machines: Mapping[str, Machine], runtimes: Sequence[RuntimeReport]) -> None:
         """Add to what is known of hosts and runtimes; xdist's workers each find out a part."""

@@ -52,6 +52,9 @@ class Target(msgspec.Struct, frozen=True, order=True):
         parts = text.split(":")
         if len(parts) not in (3, 4) or not all(_PART.fullmatch(part) for part in parts):
             raise UsageError(f"{text!r} is not a target", "write backend:device:precision, e.g. openvino:npu:int4")
+        _, dot, index = parts[1].partition(".")
+        if dot and not index.isdigit():
+            raise UsageError(f"{text!r} has the device {parts[1]!r}, whose index is no number", "write e.g. gpu.1")
         try:
             precision = Precision(parts[2])
         except ValueError:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import execnet
 
 from harness import __version__
-from harness.connection import BROKEN, Connection, Host
+from harness.connection import BROKEN, Connection, Host, NotStarted
 from harness.errors import Stage, StageError, WorkerDied, WorkerRaised, WorkerTimeout
 from harness.last_words import WorkerLog, exit_description, exit_remedy, hung_in, quote
 from harness.orphans import Tree
@@ -25,6 +25,8 @@ _START_SECONDS = 60.0
 _LAST_WORDS_SECONDS = 10.0
 _EXIT_SECONDS = 5.0
 _STACK_SECONDS = 1.0
+# What a shell's exit status is when it cannot run a command.
+_NO_COMMAND = (126, 127)
 _serial = itertools.count()
 
 _BOOTSTRAP = """
@@ -156,6 +158,7 @@ class Worker:
             return
         if self._tree is not None:
             self._tree.descendants()  # seen now, since once it has ended well nothing tells what it started
+        self._busy = True  # who interrupts this does not want to wait for it again
         with contextlib.suppress(*BROKEN):
             self._connection.send(None)
             self._connection.receive(_LAST_WORDS_SECONDS)
@@ -170,7 +173,9 @@ class Worker:
         self._bury()
 
     def _greet(self) -> dict[str, Any]:
-        self._connection = Connection(self._interpreter, _BOOTSTRAP, self.host)
+        self._connection = Connection(
+            self._interpreter, _BOOTSTRAP, self.host, errors=self._log.path, seconds=_START_SECONDS
+        )
         settings = {
             "log": str(self._log.path) if self.here else None,
             "scratch": str(self._scratch) if self.here else None,
@@ -227,12 +232,22 @@ class Worker:
         return self._there.tail(self.host.name, self._log_there) if self._log_there else ""
 
     def _not_started(self, stage: Stage, error: BaseException) -> StageError:
-        found = f"no worker for {self.label}: {self._interpreter or sys.executable} gave {_describe(error)}"
+        what = _in_words(error)
         if self.host is None:
             remedy = "name a working Python with --interpreter BACKEND=PATH"
+            found = f"no worker for {self.label} from {self._interpreter or sys.executable}: {what}"
             return StageError(stage, f"{found}{self._log.tail()}", remedy)
-        problem = f"no worker on {self.host.name} for {self.label}: {_describe(error)}"
-        return StageError(stage, problem, f"try: {ssh_command(self.host)}")
+        found = f"no worker on {self.host.name} for {self.label}: {what}{self._log.tail('ssh said')}"
+        if isinstance(error, NotStarted) and error.status in _NO_COMMAND:
+            return StageError(stage, found, self._remedy_for_python(self.host))
+        return StageError(stage, found, f"try: {ssh_command(self.host)}")
+
+    def _remedy_for_python(self, host: Host) -> str:
+        """What to do where the shell of a host found no Python to run."""
+        if self._interpreter is not None:
+            return f"{self._interpreter} cannot be run there: --interpreter BACKEND:{host.name}=PATH names another"
+        named = next((part for part in host.spec.split("//") if part.startswith("python=")), "python=python")
+        return f"{named} cannot be run there: name a Python of that machine, --host {host.name}=ssh=...//python=PATH"
 
     def _wrong_package(self, greeting: dict[str, Any]) -> tuple[str, str]:
         python = self._interpreter or (sys.executable if self.host is None else f"the Python of {self.host.name}")
@@ -257,11 +272,11 @@ class Worker:
             if self.host is not None:  # the status is that of ssh
                 how, remedy = f"its connection to {self.host.name} ended", ""
         tail = self._tail()
-        self._bury()
+        self.kill()  # on a host it may live on, without a connection
         return WorkerDied(stage, f"the worker of {self.label} died in {operation}: {how}{tail}", remedy)
 
     def _garbled(self, stage: Stage, operation: str) -> WorkerDied:
-        self._bury()
+        self.kill()
         problem = (
             f"the worker of {self.label} garbled its connection in {operation} and was killed: "
             f"something in it wrote into a file descriptor that is not its own{self._tail()}"
@@ -292,6 +307,15 @@ def ssh_command(host: Host) -> str:
     """The command by which a person would reach a host."""
     target = next((part.partition("=")[2] for part in host.spec.split("//") if part.startswith("ssh=")), host.spec)
     return f"ssh {target}"
+
+
+def _in_words(error: BaseException) -> str:
+    """Why no worker came up."""
+    if isinstance(error, execnet.TimeoutError):
+        return f"it did not answer within {_START_SECONDS:g} s"
+    if isinstance(error, NotStarted):
+        return str(error) if error.status is None else f"it ended with {exit_description(error.status)}"
+    return "ssh could not connect" if isinstance(error, execnet.HostNotFound) else f"it gave {_describe(error)}"
 
 
 def _describe(error: BaseException) -> str:

@@ -110,8 +110,8 @@ def _prepare_process(log: Path, parent: int | None) -> int | None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     group = lead_group()
+    die_with(os.getppid() if parent is None else parent)  # on a host its parent is sshd, which ends with the connection
     if parent is not None:
-        die_with(parent)
         _offer_to_the_kernel()
     os.environ[PARENT] = str(os.getpid())
     _write_to(log)
@@ -259,7 +259,7 @@ class Host:
         backend, parsed = self._opened(), Target.parse(target)
         session = backend.load(Path(artifact), parsed, options=options, trust_remote_code=trust_remote_code)
         self._session = session
-        self._witness = Witness(session, backend.devices[parsed.base_device])
+        self._witness = Witness(session, backend.devices[parsed.base_device], parsed.base_device)
         return session.info
 
     def do_teacher_force(self, prompt: list[int], continuation: list[int]) -> Any:

@@ -194,7 +194,9 @@ def _properties(model: Any) -> dict[str, str]:
 def _plain(value: Any) -> str:
     """`f32` for <Type: 'float32'>, the value's own text otherwise."""
     to_string = getattr(value, "to_string", None)
-    return str(to_string()) if to_string is not None else str(value)
+    if to_string is not None:
+        return str(to_string())
+    return str(getattr(value, "name", value))  # ACCURACY for ExecutionMode.ACCURACY
 
 
 def _info(model: Any, target: Target, options: Mapping[str, str]) -> SessionInfo:

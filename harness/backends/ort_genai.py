@@ -38,6 +38,8 @@ _PRECISIONS = {
     "dml": (Precision.FP16, Precision.INT4),
     "cuda": (Precision.FP32, Precision.BF16, Precision.FP16, Precision.INT8, Precision.INT4),
 }
+# Tokens that a generator's cache holds to begin with; it is made anew, twice as long, for more.
+_ROOM = 4096
 # Graph capture is on by default in both; captured graphs have given wrong logits on some devices.
 _LOAD_OPTIONS = {
     "dml": {"enable_graph_capture": ("0", "1"), "disable_metacommands": ("0", "1")},
@@ -147,6 +149,8 @@ class OrtGenAISession:
         self._placed = placed
         self._context = int(settings["model"]["context_length"])
         self._generator: Any = None
+        self._fed: list[int] = []
+        self._room = 0
         self._info = SessionInfo(
             vocabulary=int(settings["model"]["vocab_size"]),
             arithmetic=None,  # the runtime reports none
@@ -163,13 +167,23 @@ class OrtGenAISession:
     def reset(self) -> None:
         """Drop the generator; the next tokens begin a new one."""
         self._generator = None
+        self._fed = []
 
     def append(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Feed `[n]` tokens, return `[n, V]` float32 logits."""
-        if self._generator is None:
-            self._generator = self._new_generator(self._context)
+        self._make_room(len(self._fed) + tokens.size)
+        self._fed += [int(token) for token in tokens]
         self._generator.append_tokens(tokens.astype(np.int32))
         return np.array(self._generator.get_output("logits")[0], dtype=np.float32)
+
+    def _make_room(self, length: int) -> None:
+        """Have a generator that holds `length` tokens: its cache is made at once, and a whole context may be 50 GB."""
+        if self._generator is not None and length <= self._room:
+            return
+        self._room = min(self._context, max(_ROOM, 2 * length))
+        self._generator = self._new_generator(self._room)
+        if self._fed:
+            self._generator.append_tokens(np.asarray(self._fed, dtype=np.int32))
 
     def generate(
         self,
@@ -211,7 +225,7 @@ def _profile(og: Any, config: Any, index: int | None) -> Evidence:
 
     The model that is judged is loaded after this one is gone, without profiling: memory is needed once.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows may still hold it
         prefix = str(Path(folder) / "profile")
         options = {"enable_profiling": prefix}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
@@ -224,12 +238,12 @@ def _profile(og: Any, config: Any, index: int | None) -> Evidence:
             generator.generate_next_token()
         del generator, params, model  # the runtime writes the profile when nothing refers to them
         gc.collect()
-        files = list(Path(folder).glob("profile*.json"))
         try:
+            files = list(Path(folder).glob("profile*.json"))
             if not files:
                 raise ValueError("the runtime wrote no profile")
             return evidence_of(read_profile(max(files, key=lambda file: file.stat().st_size)), index)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             return Evidence(EvidenceLevel.NONE, (), (), f"no profile: {error}")
 
 

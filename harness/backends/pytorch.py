@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -152,6 +153,10 @@ def _info(torch: Any, model: Any, options: Mapping[str, str]) -> SessionInfo:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
+    if model.device.type == "cuda":
+        with contextlib.suppress(AttributeError):  # the names are recent
+            found = torch.cuda.get_device_properties(model.device)
+            properties["pci"] = f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
     return SessionInfo(
         vocabulary=int(model.config.vocab_size),
         arithmetic=arithmetic.get(model.dtype),

@@ -53,17 +53,20 @@ def _machine(title: str, machine: Machine) -> str:
     for found in machine.accelerators:
         firmware = f", firmware {found.firmware}" if found.firmware else ""
         lines.append(f"  {found.kind.value}: {found.name}, driver {found.driver} {found.driver_version}{firmware}")
-    if not machine.accelerators:
+    if machine.unread:
+        lines.append(f"  accelerators unknown: {machine.unread}")
+    elif not machine.accelerators:
         lines.append("  the operating system knows no GPU and no NPU")
     return "\n".join(lines)
 
 
 def _runtimes(runtimes: Sequence[RuntimeReport]) -> str:
     lines = ["runtimes:"]
-    for runtime in runtimes:
-        name = runtime.backend if runtime.host is None else f"{runtime.backend} on {runtime.host}"
+    names = [r.backend if r.host is None else f"{r.backend} on {r.host}" for r in runtimes]
+    width = max(map(len, names), default=0)
+    for name, runtime in zip(names, runtimes, strict=True):
         versions = ", ".join(f"{package} {version}" for package, version in sorted(runtime.versions.items()))
-        lines.append(f"  {name:12} Python {runtime.python or '?'}: {versions or 'none of its packages'}")
+        lines.append(f"  {name:{width}} Python {runtime.python or '?'}: {versions or 'none of its packages'}")
         lines.extend(f"      {line}" for line in runtime.error.splitlines())
     return "\n".join(lines)
 
@@ -76,9 +79,10 @@ def _running(targets: Sequence[TargetReport]) -> str:
     if not by_device:
         return "no target runs here"
     lines = ["runs here:"]
+    width = max(len(name) for name, _ in by_device)
     for (name, device), found in by_device.items():
         precisions = " ".join(target.target.split(":")[2] for target in found)
-        lines.append(f"  {name:20} {precisions:24} {device}{_shown(found[0].properties, device)}")
+        lines.append(f"  {name:{width}} {precisions:24} {device}{_shown(found[0].properties, device)}")
     return "\n".join(lines)
 
 

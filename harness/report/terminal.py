@@ -27,6 +27,7 @@ def summarise(record: RunRecord, width: int, encoding: str) -> str:
     if judged:
         parts.append(_render(_table(judged, {s.target: s for s in record.sessions}), width, encoding))
         parts.append(_footnotes(record.sessions))
+        parts.append(_left_out(record.cases))
     if any(case.waiver for case in record.cases):
         parts.append(_waivers(record.cases))
     if skipped:
@@ -104,8 +105,21 @@ def _footnotes(sessions: Sequence[SessionRecord]) -> str:
         names = ", ".join(last_only)
         lines.append(f"Logits of a prompt's last token and of the answer only, as the runtime gives them: {names}.")
     for session in sessions:
+        lines.extend(_placed(session))
         lines.extend(_options(session))
     return "\n".join(lines)
+
+
+def _placed(session: SessionRecord) -> list[str]:
+    """Which execution provider ran what, where a profile tells."""
+    found = session.evidence.placements if session.evidence else ()
+    nodes, heavy = sum(p.nodes for p in found), sum(p.heavy_nodes for p in found)
+    time = sum(p.microseconds for p in found)
+    return [
+        f"{session.target}: {p.provider} ran {p.nodes} of {nodes} nodes, {p.heavy_nodes} of {heavy} products and "
+        f"attentions, {100 * p.microseconds / max(time, 1):.0f} % of the time."
+        for p in found
+    ]
 
 
 def _options(session: SessionRecord) -> list[str]:
@@ -117,6 +131,16 @@ def _options(session: SessionRecord) -> list[str]:
     lines = [f"Diagnostic, not the runtime's defaults: {session.target} was loaded with {given}."]
     lines += [f"  {name} was ignored: it reads back as {value}." for name, value in info.ignored.items()]
     return lines
+
+
+def _left_out(cases: Sequence[CaseRecord]) -> str:
+    """Suites that were judged on a part of their prompts."""
+    short = {(c.target, c.case.partition("[")[2].rstrip("]")): c.numbers.get("prompts_left_out", 0) for c in cases}
+    return "\n".join(
+        f"{target}: {count:.0f} prompts of {suite} are longer than the session was made for; judged on the others."
+        for (target, suite), count in short.items()
+        if count
+    )
 
 
 def _waivers(cases: Sequence[CaseRecord]) -> str:

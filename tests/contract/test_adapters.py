@@ -226,7 +226,7 @@ def test_feeding_one_token_at_a_time_gives_the_same_logits_to_rounding(adapter: 
 def test_a_prompt_of_one_token_is_computed_or_refused_beforehand(
     adapter: Adapter, checkpoint: Checkpoint, request: pytest.FixtureRequest
 ) -> None:
-    if adapter.target.device == "npuw-cpu":  # see npuw-one-token-prompt in conformance/waivers.toml
+    if adapter.target.device == "npuw-cpu":  # see npuw-one-token-* in conformance/waivers.toml
         request.applymarker(pytest.mark.xfail(strict=True, reason="NPUW takes one token for a step of decoding"))
     if adapter.info.capabilities.refuses(1, len(PROMPT)):
         return

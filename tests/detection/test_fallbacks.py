@@ -11,7 +11,8 @@ from harness.target import EvidenceLevel
 from support import Result
 
 ONE_PROMPT = ("-k", "introduce-yourself or test_attestation")
-CASES = 5
+EVERY_SUITE = ("-k", "introduce-yourself or test_attestation or (of_suite and core)")
+CASES = 7  # attestation, four of a prompt, two of a suite
 
 
 def judged(result: Result) -> Counter[str]:
@@ -29,13 +30,13 @@ def judged(result: Result) -> Counter[str]:
     ids=["AUTO:NPU,CPU", "NPUW_DEVICES=NPU,CPU"],
 )
 def test_openvino_that_may_use_the_cpu_proves_no_npu(conform: Any, fault: str, words: str) -> None:
-    result = conform(*ONE_PROMPT, targets="planted-openvino:npu:fp16", fault=fault, options=[])
+    result = conform(*EVERY_SUITE, targets="planted-openvino:npu:fp16", fault=fault, options=[])
     assert judged(result) == Counter(UNATTESTED=CASES), result.text
     assert words in result.text
 
 
 def test_onnx_runtime_whose_nodes_ran_on_the_cpu_proves_no_gpu(conform: Any) -> None:
-    result = conform(*ONE_PROMPT, targets="planted-ort:dml:int4", options=[])
+    result = conform(*EVERY_SUITE, targets="planted-ort:dml:int4", options=[])
     assert judged(result) == Counter(UNATTESTED=CASES), result.text
     assert "names CPUExecutionProvider" in result.text
     evidence = result.record.sessions[0].evidence

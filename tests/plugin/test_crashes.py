@@ -19,7 +19,9 @@ import psutil
 import pytest
 
 from harness import worker as worker_module
-from harness.errors import Stage, WorkerDied, WorkerRaised
+from harness.device_lock import DeviceLock
+from harness.errors import Stage, StageError, WorkerDied, WorkerRaised
+from harness.target import DeviceKind
 from harness.worker import Worker
 from support import Tiny
 
@@ -276,6 +278,70 @@ def test_a_run_that_is_ended_keeps_its_record_and_leaves_nothing(
     assert not conform.leftovers(seconds=1.0)
 
 
+BROKEN_OFF = """
+import pytest
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" and "second" in report.nodeid:
+        raise KeyboardInterrupt
+"""
+
+
+def test_more_interruptions_while_workers_are_stopped_lose_no_record(conform: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken_off.py").write_text(BROKEN_OFF, encoding="utf-8")
+    plugin = ("-p", "broken_off", "-o", f"pythonpath={tmp_path}")
+    started = conform.start(*LOGITS, *plugin, fault="hang-in-close")
+    wait_for_harm(conform, started)  # the run is over, and its idle worker is asked to end
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+        time.sleep(0.3)
+        started.send_signal(number)
+    result = conform.end(started)
+    assert result.status == pytest.ExitCode.INTERRUPTED, result.text
+    assert result.outcomes()["PASS"] >= 1
+    assert not result.record.complete
+    assert "incomplete: the run was cut short" in result.text
+    assert not conform.leftovers()
+
+
+def test_what_fails_while_workers_are_stopped_fails_the_run_and_loses_no_record(conform: Any, tmp_path: Path) -> None:
+    (tmp_path / "no_end.py").write_text(
+        "from harness.crew import Crew\n"
+        "close = Crew.close\n"
+        "def refuse(crew):\n"
+        "    close(crew)\n"
+        "    raise ZeroDivisionError('a worker will not')\n"
+        "Crew.close = refuse\n",
+        encoding="utf-8",
+    )
+    result = conform(*LOGITS, "-p", "no_end", "-o", f"pythonpath={tmp_path}")
+    assert result.outcomes() == Counter(PASS=3), result.text
+    assert result.status == result.record.exit_status == pytest.ExitCode.TESTS_FAILED
+    assert result.record.complete
+    assert "FAILED as a whole: workers could not be stopped: ZeroDivisionError: a worker will not" in result.text
+    assert "INTERNALERROR" not in result.text
+
+
+def test_a_device_taken_after_a_death_ends_the_target_and_is_waited_for_once(conform: Any) -> None:
+    arguments = ("-k", "test_attestation or test_logits", "--device-wait=2", "--stage-timeout=run=2")
+    started = conform.start(*arguments, fault="counter,hang-in-decode,late", targets="planted:pretender:fp32")
+    wait_for_harm(conform, started)
+    taken = DeviceLock(DeviceKind.NPU, conform.mark.parent / "locks")
+    while taken.claim("another run") is not None:
+        assert started.poll() is None
+        time.sleep(0.005)
+    try:
+        result = conform.end(started)
+    finally:
+        taken.release()
+    assert result.outcomes() == Counter({"PASS": 1, "ERROR(run)": 2, "ERROR(load)": 2}), result.text
+    refused = [case for case in result.cases if case.stage == "load"]
+    assert all("is in use by process" in case.message for case in refused)
+    assert refused[0].seconds >= 2
+    assert refused[1].seconds < 1
+    [session] = result.record.sessions
+    assert session.evidence is not None, "what the first cases showed is kept"
+
+
 def test_who_else_answers_to_sigterm_is_left_alone(conform: Any, tmp_path: Path) -> None:
     (tmp_path / "polite.py").write_text(
         "import os, signal\n"
@@ -300,6 +366,62 @@ def test_a_killed_controller_leaves_no_worker_and_no_exporter(
     started.kill()
     started.communicate()
     assert not conform.leftovers(seconds=3.0)
+
+
+@pytest.fixture
+def mute_python(conform: Any, tmp_path: Path) -> Path:
+    """An interpreter that never answers."""
+    script = tmp_path / "mute-python"
+    script.write_text(f"#!/bin/sh\necho no licence >&2\ntouch {conform.mark}.harm\nsleep 400\n", encoding="utf-8")
+    script.chmod(0o755)
+    return script
+
+
+def test_an_interpreter_that_does_not_answer_is_given_up_and_named(
+    conform: Any, mute_python: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conform.plant("")
+    monkeypatch.setattr(worker_module, "_START_SECONDS", 1.0)
+    worker = Worker("planted:cpu:fp32", mute_python.parent / "scratch", interpreter=mute_python)
+    started = time.monotonic()
+    with pytest.raises(StageError, match="did not answer within 1 s") as caught:
+        worker.start(Stage.DISCOVER)
+    assert time.monotonic() - started < 5
+    assert str(mute_python) in caught.value.problem
+    assert "no licence" in caught.value.problem
+    assert "--interpreter" in caught.value.remedy
+    assert not worker.running
+    assert not conform.leftovers(1.0)
+
+
+def test_an_interpreter_that_does_not_answer_can_be_interrupted(conform: Any, mute_python: Path) -> None:
+    started = conform.start(*LOGITS, f"--interpreter=planted={mute_python}")
+    wait_for_harm(conform, started)
+    started.send_signal(signal.SIGINT)
+    result = conform.end(started)
+    assert result.status == pytest.ExitCode.INTERRUPTED, result.text
+    assert not conform.leftovers(1.0)
+
+
+def test_an_interpreter_that_ends_at_once_says_how_and_why(tmp_path: Path) -> None:
+    script = tmp_path / "broken-python"
+    script.write_text("#!/bin/sh\necho libpython.so is missing >&2\nexit 77\n", encoding="utf-8")
+    script.chmod(0o755)
+    with pytest.raises(StageError, match="it ended with exit status 77") as caught:
+        Worker("planted:cpu:fp32", tmp_path / "scratch", interpreter=script).start()
+    assert str(script) in caught.value.problem
+    assert "libpython.so is missing" in caught.value.problem
+
+
+def test_a_wait_for_a_device_is_told_under_xdist_too(conform: Any) -> None:
+    taken = DeviceLock(DeviceKind.NPU, conform.mark.parent / "locks")
+    assert taken.claim("another run") is None
+    try:
+        result = conform(*LOGITS, "--device-wait=2", "-n", "1", fault="counter", targets="planted:pretender:fp32")
+    finally:
+        taken.release()
+    assert result.outcomes() == Counter({"ERROR(load)": 3}), result.text
+    assert result.text.count("planted:pretender:fp32 waits for its device: process") == 1
 
 
 def test_an_exporter_runs_as_if_it_were_the_main_module(tmp_path: Path) -> None:

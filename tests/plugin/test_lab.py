@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sshd import NEEDED, Sshd, available
 
 from harness.device_lock import DeviceLock
 from harness.target import DeviceKind
+from sshd import NEEDED, Sshd, available
 from support import PLANTED, Result
 
 pytestmark = pytest.mark.skipif(not available(), reason=NEEDED)
@@ -120,6 +120,9 @@ def test_a_crash_on_a_host_is_reported_with_the_last_output_there(conform: Any, 
     assert counts["ERROR(run)"] >= 1
     assert counts["PASS"] >= 1  # the session was started again
     assert any("driver: about to abort" in case.message for case in result.cases if case.outcome == "ERROR")
+    reproductions = [line for line in result.text.splitlines() if "reproduce: " in line]
+    assert reproductions
+    assert all("--host=lab1=ssh=" in line for line in reproductions)
     assert not conform.leftovers(20.0)
 
 
@@ -129,6 +132,41 @@ def test_a_hang_on_a_host_is_timed_out_and_its_process_ended(conform: Any, start
     assert counts["ERROR(run)"] >= 1
     assert counts["PASS"] >= 1
     assert not conform.leftovers(5.0)
+
+
+@pytest.mark.parametrize("fault", ["gil-hang-in-decode,once", "garble-in-decode,once"])
+def test_a_worker_on_a_host_that_listens_no_more_is_ended(conform: Any, start: Start, fault: str) -> None:
+    result = run(conform, {"lab1": start(fault).spec()}, "--stage-timeout=run=3")
+    counts = of_host(result, "lab1")
+    assert counts["ERROR(run)"] >= 1
+    assert counts["PASS"] >= 1
+    assert ("garbled its connection" in result.text) == fault.startswith("garble")
+    assert not conform.leftovers(5.0)
+
+
+def test_a_killed_controller_leaves_nothing_on_a_host(conform: Any, start: Start) -> None:
+    host = start("gil-hang-in-decode")
+    options = [f"--host=lab1={host.spec()}", "--targets=planted:cpu:fp32:lab1"]
+    begun = conform.start(*FEW, *options, targets="")
+    deadline = time.monotonic() + 60
+    while not Path(f"{conform.mark}.harm").exists():
+        assert time.monotonic() < deadline
+        assert begun.poll() is None, conform.end(begun)
+        time.sleep(0.05)
+    begun.kill()
+    begun.communicate()
+    assert not conform.leftovers(5.0)
+
+
+def test_a_host_without_the_python_of_its_spec_is_told_so(conform: Any, start: Start) -> None:
+    result = run(conform, {"lab1": start().spec(python="/nowhere/python")})
+    assert of_host(result, "lab1") == Counter({"ERROR(discover)": CASES})
+    message = next(case.message for case in result.cases if case.stage == "discover")
+    assert "it ended with exit status 127" in message
+    assert "ssh said:" in message
+    assert "/nowhere/python: No such file" in message
+    assert "python=/nowhere/python cannot be run there" in message
+    assert "try: ssh" not in message
 
 
 def test_a_device_lock_is_the_hosts_own(conform: Any, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import accelerators as module
 from harness.accelerators import Accelerator, accelerators, parse_windows, read_linux
 from harness.target import DeviceKind
 
@@ -173,20 +172,20 @@ def test_no_answer_is_a_crash_and_every_device_has_a_name(text: str) -> None:
     assert all(found.name for found in parse_windows(text))
 
 
-def ask_windows(monkeypatch: pytest.MonkeyPatch, answer: bytes | Exception) -> tuple[Accelerator, ...]:
+def ask_windows(monkeypatch: pytest.MonkeyPatch, answer: bytes | Exception) -> tuple[tuple[Accelerator, ...], str]:
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
         if isinstance(answer, Exception):
             raise answer
         return subprocess.CompletedProcess(command, 0, stdout=answer)
 
-    monkeypatch.setattr(module.sys, "platform", "win32")
-    monkeypatch.setattr(module.subprocess, "run", run)
-    found: tuple[Accelerator, ...] = accelerators.__wrapped__()
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(subprocess, "run", run)
+    found: tuple[tuple[Accelerator, ...], str] = accelerators.__wrapped__()
     return found
 
 
 def test_windows_is_asked_by_powershell(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ask_windows(monkeypatch, json.dumps(NPU).encode()) == (READ_NPU,)
+    assert ask_windows(monkeypatch, json.dumps(NPU).encode()) == ((READ_NPU,), "")
 
 
 @pytest.mark.parametrize(
@@ -195,9 +194,11 @@ def test_windows_is_asked_by_powershell(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_windows_that_does_not_answer_has_no_accelerators(
     monkeypatch: pytest.MonkeyPatch, answer: bytes | Exception
 ) -> None:
-    assert ask_windows(monkeypatch, answer) == ()
+    found, unread = ask_windows(monkeypatch, answer)
+    assert found == ()
+    assert ("PowerShell cannot be asked" in unread) is isinstance(answer, Exception)
 
 
-def test_another_system_has_no_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.sys, "platform", "darwin")
-    assert accelerators.__wrapped__() == ()
+def test_another_system_says_that_it_cannot_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert accelerators.__wrapped__() == ((), "no way to ask darwin is known")

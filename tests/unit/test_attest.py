@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.attest import attest, moved
+from harness.attest import Weight, attest, weigh
 from harness.policy import BusyLimits, Limit, Policy
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Placement, Reading
 
@@ -18,6 +18,7 @@ NPU, GPU, CPU = DeviceKind.NPU, DeviceKind.GPU, DeviceKind.CPU
 BUSY = BusyLimits(
     seconds_min=Limit(1.0, "a test"),
     share_min=Limit(0.1, "a test"),
+    still_max=Limit(0.01, "a test"),
     idle_factor=Limit(2.0, "a test"),
     engines_max=Limit(4.0, "a test"),
 )
@@ -33,6 +34,10 @@ def reading(busy: float, *, work: float = 2.0, elapsed: float = 2.0, idle: float
 
 
 BUSY_ONE, STILL_ONE = reading(1.0), reading(0.0)
+
+
+def moved(found: Reading) -> bool:
+    return weigh(found, BUSY)[0] is Weight.MOVED
 
 
 def evidence(level: EvidenceLevel, *readings: Reading, kinds: tuple[DeviceKind, ...] = (NPU,), **more: Any) -> Evidence:
@@ -82,7 +87,8 @@ def test_a_counter_that_stood_still_is_reported_with_its_figures() -> None:
 @given(LEVELS, st.floats(0, 0.999), st.floats(0, 8))
 def test_too_little_work_proves_nothing_either_way(level: EvidenceLevel, work: float, busy: float) -> None:
     short = reading(busy, work=work)
-    assert attest(evidence(level, short), NPU, POLICY) == attest(evidence(level), NPU, POLICY)
+    found, without = (attest(evidence(level, *readings), NPU, POLICY) for readings in ([short], []))
+    assert (found.level, found.sufficient, found.contradicted) == (without.level, without.sufficient, False)
 
 
 @given(LEVELS)
@@ -116,12 +122,12 @@ def test_the_reason_says_why_no_counter_was_read() -> None:
 
 @given(SECONDS, st.floats(0.12, 4.0))
 def test_a_device_busy_for_its_share_of_the_work_has_moved(work: float, share: float) -> None:
-    assert moved(reading(share * work, work=work, elapsed=work), BUSY)
+    assert moved(reading(share * work, work=work, elapsed=work))
 
 
 @given(SECONDS, st.floats(0, 0.09))
 def test_a_device_busy_for_less_than_its_share_of_the_work_has_not_moved(work: float, share: float) -> None:
-    assert not moved(reading(share * work, work=work, elapsed=work), BUSY)
+    assert not moved(reading(share * work, work=work, elapsed=work))
 
 
 @given(SHARES, SECONDS, st.floats(0, 100), st.floats(0, 2))
@@ -129,7 +135,7 @@ def test_a_load_of_others_at_most_doubled_is_not_taken_for_work(
     idle: float, work: float, pause: float, growth: float
 ) -> None:
     elapsed = work + pause
-    assert not moved(reading(growth * idle * elapsed, work=work, elapsed=elapsed, idle=idle), BUSY)
+    assert not moved(reading(growth * idle * elapsed, work=work, elapsed=elapsed, idle=idle))
 
 
 def test_an_idle_load_as_high_as_that_of_the_work_does_not_attest() -> None:
@@ -140,7 +146,7 @@ def test_an_idle_load_as_high_as_that_of_the_work_does_not_attest() -> None:
 @given(SECONDS, st.floats(4.01, 1e6))
 def test_a_counter_that_claims_more_than_all_engines_could_is_not_believed(elapsed: float, times: float) -> None:
     jumped = reading(times * elapsed, work=elapsed, elapsed=elapsed)
-    assert not moved(jumped, BUSY)
+    assert not moved(jumped)
     assert not attest(evidence(CONSTRUCTED, jumped), NPU, POLICY).sufficient
 
 
@@ -186,3 +192,20 @@ def test_a_device_that_was_asked_for_by_index_must_be_the_one_that_is_named(
 
 def test_a_counter_that_moved_does_not_make_up_for_another_index() -> None:
     assert not attest(evidence(MEASURED, BUSY_ONE, kinds=(GPU,), devices=("GPU.0",)), GPU, POLICY, 1).sufficient
+
+
+@given(SECONDS, st.floats(0.011, 0.099))
+def test_a_counter_that_moved_hardly_proves_nothing_either_way(work: float, share: float) -> None:
+    hardly = reading(share * work, work=work, elapsed=work)
+    found = attest(evidence(CONSTRUCTED, hardly), NPU, POLICY)
+    assert weigh(hardly, BUSY)[0] is Weight.NOTHING
+    assert (found.level, found.sufficient, found.contradicted) == (CONSTRUCTED, False, False)
+    assert "hardly more than it does by itself" in found.reason
+
+
+def test_the_reason_gives_the_figures_of_a_counter_that_could_not_tell() -> None:
+    busy = attest(evidence(CONSTRUCTED, reading(1.9, idle=0.6, name="accel0")), NPU, POLICY)
+    assert "accel0 (all processes): busy 1.9 s of 2 s" in busy.reason
+    assert "run again on an idle machine" in busy.reason
+    short = attest(evidence(CONSTRUCTED, reading(0.1, work=0.2)), NPU, POLICY)
+    assert "too little work to tell" in short.reason

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.connection import HeadCheck
+from harness.connection import HeadCheck, Host, _spec_there, quote_there
 
 
 def _message(kind: int, channel: int, body: bytes) -> bytes:
@@ -52,3 +52,22 @@ def test_what_is_no_message_is_refused_before_anything_more_is_waited_for(garbag
     with pytest.raises(ValueError, match="not the head"):
         _read_message(check)
     assert check.garbled
+
+
+@pytest.mark.parametrize(
+    ("path", "quoted"),
+    [
+        (r"C:\Program Files\Python\python.exe", r'"C:\Program Files\Python\python.exe"'),
+        ("d:/venv/Scripts/python.exe", '"d:/venv/Scripts/python.exe"'),
+        (r"\\server\venv\python.exe", r'"\\server\venv\python.exe"'),
+        (r".tox\openvino\Scripts\python.exe", r'".tox\openvino\Scripts\python.exe"'),
+        ("/opt/venv/bin/python", "/opt/venv/bin/python"),
+        ("/opt/my venv/bin/python", "'/opt/my venv/bin/python'"),
+        (r"/opt/odd\name/bin/python", r"'/opt/odd\name/bin/python'"),
+    ],
+)
+def test_a_path_is_quoted_for_the_shell_of_its_machine(path: str, quoted: str) -> None:
+    assert quote_there(path) == quoted
+    spec = _spec_there(path, Host("lab1", "ssh=me@lab//python=python"))
+    assert f"//python={quoted}//" in spec
+    assert spec.count("python=") == 1

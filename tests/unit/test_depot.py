@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import depot as depot_module
 from harness.depot import Depot, Entry, listing_key
 from harness.errors import ResourceError, UsageError
 
@@ -156,6 +155,28 @@ def test_assembling_again_gives_the_same_folder(depot: Depot, tmp_path: Path) ->
     assert read(first) == files
 
 
+def test_two_processes_that_assemble_the_same_at_once_make_one_folder(
+    depot: Depot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"a": b"1", "b": b"2"}
+    for content in files.values():
+        deliver(depot, content)
+    others: list[Path] = []
+
+    def link_while_another_is_quicker(source: Path, path: Path) -> None:
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: -1)
+            other.setattr(os, "link", shutil.copyfile)
+            others.append(depot.assemble(listing(files)))
+        shutil.copyfile(source, path)
+
+    monkeypatch.setattr(os, "link", link_while_another_is_quicker)
+    folder = depot.assemble(listing(files))
+    assert {folder, *others} == {folder}
+    assert read(folder) == files
+    assert [found.name for found in folder.parent.iterdir()] == [folder.name]
+
+
 def test_a_folder_is_named_by_paths_and_contents() -> None:
     keys = [listing_key(listing(files)) for files in ({"a": b"1"}, {"b": b"1"}, {"a": b"2"}, {"a": b"1", "b": b"1"})]
     assert len(set(keys)) == 4
@@ -166,12 +187,12 @@ def test_half_of_a_file_that_another_process_is_bringing_is_not_taken_for_whole(
 ) -> None:
     content = b"first half, second half"
     with monkeypatch.context() as other:
-        other.setattr(depot_module.os, "getpid", lambda: -1)
+        other.setattr(os, "getpid", lambda: -1)
         depot.write(sha256(content), 0, content[:10])
     assert depot.missing(listing({"a": content})) == [sha256(content)]
     ours = bring(depot, {"a": content})
     with monkeypatch.context() as other:  # goes on undisturbed
-        other.setattr(depot_module.os, "getpid", lambda: -1)
+        other.setattr(os, "getpid", lambda: -1)
         depot.write(sha256(content), 10, content[10:])
         depot.finish(sha256(content))
     assert read(ours) == {"a": content}
@@ -187,7 +208,7 @@ def test_an_object_that_lost_its_end_is_brought_again(depot: Depot, tmp_path: Pa
 
 
 def test_where_the_disk_has_no_links_files_are_copied(depot: Depot, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depot_module.os, "link", fails(errno.EPERM))
+    monkeypatch.setattr(os, "link", fails(errno.EPERM))
     assert read(bring(depot, {"a": b"1", "b": b"2"})) == {"a": b"1", "b": b"2"}
 
 
@@ -220,7 +241,7 @@ def test_a_full_disk_is_said_to_be_when_a_folder_is_made_and_no_folder_is_left(
     for content in files.values():
         deliver(depot, content)
     with monkeypatch.context() as patched:
-        patched.setattr(depot_module.os, "link", fails(errno.EPERM))
+        patched.setattr(os, "link", fails(errno.EPERM))
         patched.setattr(shutil, "copyfile", fails(number))
         with pytest.raises(ResourceError, match="full") as caught:
             depot.assemble(listing(files))
@@ -237,3 +258,12 @@ def test_what_is_no_full_disk_is_not_called_one(depot: Depot, monkeypatch: pytes
 def test_the_depot_is_in_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PHI3_CONFORMANCE_CACHE", str(tmp_path / "cache"))
     assert tmp_path / "cache" in bring(Depot(), {"a": b"1"}).parents
+
+
+def test_a_file_that_a_runtime_wrote_to_is_refused_and_brought_anew(depot: Depot) -> None:
+    files = {"model.xml": b"what was brought", "model.bin": b"weights"}
+    folder = bring(depot, files)
+    (folder / "model.xml").write_bytes(b"what was changed")
+    with pytest.raises(UsageError, match="was changed after it was brought"):
+        depot.assemble(listing(files))
+    assert read(bring(depot, files)) == files

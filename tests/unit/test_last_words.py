@@ -103,3 +103,21 @@ def test_a_kill_that_was_not_ours_points_at_the_kernel() -> None:
     assert exit_description(-signal.SIGKILL) == "signal SIGKILL"
     assert "out of memory" in exit_remedy(-signal.SIGKILL)
     assert exit_remedy(-signal.SIGABRT) == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (0xC0000005, "exit status 0xC0000005 (ACCESS_VIOLATION)"),
+        (0xC0000409, "exit status 0xC0000409 (STACK_BUFFER_OVERRUN, or abort)"),
+        (0xC0000374, "exit status 0xC0000374 (HEAP_CORRUPTION)"),
+        (0xC0000135, "exit status 0xC0000135 (DLL_NOT_FOUND)"),
+        (0xC000001D, "exit status 0xC000001D (ILLEGAL_INSTRUCTION)"),
+        (0xC00000FD, "exit status 0xC00000FD (STACK_OVERFLOW)"),
+        (0xC000013A, "exit status 0xC000013A (CONTROL_C_EXIT)"),
+        (0x80000003, "exit status 0x80000003"),
+        (0x7FFFFFFF, "exit status 2147483647"),
+    ],
+)
+def test_what_windows_ends_a_process_for_has_a_name(status: int, words: str) -> None:
+    assert exit_description(status) == words

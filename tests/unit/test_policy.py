@@ -17,6 +17,7 @@ npu = "measured"
 [busy]
 seconds_min = { limit = 2, origin = "measured" }
 share_min = { limit = 0.25, origin = "measured" }
+still_max = { limit = 0.025, origin = "measured" }
 idle_factor = { limit = 3, origin = "measured" }
 engines_max = { limit = 8, origin = "measured" }
 [limits.int4]
@@ -57,7 +58,7 @@ def test_a_policy_is_read_as_written(tmp_path: Path) -> None:
         ('limit = 1.5, origin = "measured"', 'limit = 1.5, origin = ""', "origin"),
         ("limit = 1.5", "limit = nan", "kl_mean"),
         ("limit = 1.5", "limit = inf", "kl_mean"),
-        ("[limits.int4]", "[limits.int4", "line 11"),
+        ("[limits.int4]", "[limits.int4", "line 12"),
         ("[busy]", "[bussy]", "bussy"),
         ("share_min", "share_mean", "share_mean"),
         ("limit = 0.25", "limit = nan", "busy.share_min"),

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from harness.record import CaseRecord, RunRecord, SessionRecord
 from harness.report.terminal import summarise
-from harness.target import Precision
+from harness.target import Placement, Precision
 
 MakeRecord = Callable[..., RunRecord]
 MakeCase = Callable[..., CaseRecord]
@@ -140,3 +141,30 @@ def test_waived_cases_are_named_by_their_waiver(make_record: MakeRecord, make_ca
     cases = [make_case(outcome="WAIVED", waiver="known-defect"), make_case(outcome="WAIVED", waiver="known-defect")]
     assert "run and waived: known-defect (2 cases)" in summarise(make_record(cases=cases), 120, "utf-8")
     assert "waived" not in summarise(make_record(), 120, "utf-8")
+
+
+def test_diagnostic_sessions_and_ignored_options_are_named(make_record: MakeRecord, make_session: MakeSession) -> None:
+    plain = make_session()
+    options = {"INFERENCE_PRECISION_HINT": "f16", "NPUW_LLM_MAX_PROMPT_LEN": "100"}
+    back = {"INFERENCE_PRECISION_HINT": "bf16", "NPUW_LLM_MAX_PROMPT_LEN": "128"}
+    info = msgspec.structs.replace(plain.info, load_options=options, properties=back)
+    text = summarise(make_record(sessions=[make_session(info=info)]), 160, "utf-8")
+    assert "openvino:cpu:int4 was loaded with INFERENCE_PRECISION_HINT=f16" in text
+    assert "INFERENCE_PRECISION_HINT was ignored: it reads back as bf16" in text
+    assert "NPUW_LLM_MAX_PROMPT_LEN was ignored" not in text  # lengths are rounded up
+    assert "Diagnostic" not in summarise(make_record(sessions=[plain]), 160, "utf-8")
+
+
+def test_a_suite_that_was_judged_on_a_part_of_its_prompts_says_so(make_record: MakeRecord, make_case: MakeCase) -> None:
+    case = make_case(test="test_logits_of_suite", case="test_logits_of_suite[long]", numbers={"prompts_left_out": 2.0})
+    text = summarise(make_record(cases=[case]), 160, "utf-8")
+    assert "openvino:cpu:int4: 2 prompts of long are longer than the session was made for" in text
+
+
+def test_what_each_execution_provider_ran_is_shown(make_record: MakeRecord, make_session: MakeSession) -> None:
+    plain = make_session()
+    assert plain.evidence is not None
+    placed = (Placement("DmlExecutionProvider", 90, 40, 300), Placement("CPUExecutionProvider", 10, 0, 100))
+    evidence = msgspec.structs.replace(plain.evidence, placements=placed)
+    text = summarise(make_record(sessions=[make_session(evidence=evidence)]), 160, "utf-8")
+    assert "CPUExecutionProvider ran 10 of 100 nodes, 0 of 40 products and attentions, 25 % of the time" in text

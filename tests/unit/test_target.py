@@ -90,3 +90,8 @@ def test_every_target_without_magic_characters_matches_itself(target: Target) ->
 
 def test_what_is_unavailable_says_why_and_what_would_help() -> None:
     assert str(Unavailable("no NPU", "install the driver")) == "no NPU; install the driver"
+
+
+def test_an_index_that_is_no_number_is_refused() -> None:
+    with pytest.raises(UsageError, match="whose index is no number"):
+        Target.parse("ort-genai:dml.x:int4")

@@ -230,3 +230,33 @@ def test_work_that_raises_is_counted_and_goes_on_raising(clock: Clock) -> None:
             hang()
     assert witness.testify().readings[0].work_seconds == pytest.approx(1.0)
     assert session.calls == 4
+
+
+def test_counters_that_exist_only_after_the_first_call_are_found_then(clock: Clock) -> None:
+    device = Device(clock)
+    session = Computing(clock, device)
+    absent = Unavailable("no adapter is in use", "use it")
+    witness = Witness(
+        session,
+        DeviceKind.NPU,
+        find=lambda: [device] if session.calls else absent,
+        meter=lambda counters: BusyMeter(counters, clock=clock, sleep=clock.sleep),
+    )
+    call(witness, session)
+    found = witness.testify()
+    assert found.readings[0].busy_seconds > 0
+    assert found.unread == ""
+
+
+def test_counters_that_are_not_there_are_not_looked_for_for_ever(clock: Clock) -> None:
+    looks: list[int] = []
+
+    def find() -> Unavailable:
+        looks.append(1)
+        return Unavailable("none", "get one")
+
+    session = Computing(clock)
+    witness = Witness(session, DeviceKind.NPU, find=find)
+    for _ in range(10):
+        assert "no busy counter was read: none" in witness.testify().unread
+    assert len(looks) == 3
