@@ -13,12 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from harness import worker as worker_module
+from harness.connection import Host
 from harness.device_lock import DeviceLock
 from harness.errors import Stage, StageError, WorkerDied, WorkerRaised
 from harness.target import DeviceKind
@@ -411,6 +413,29 @@ def test_an_interpreter_that_ends_at_once_says_how_and_why(tmp_path: Path) -> No
         Worker("planted:cpu:fp32", tmp_path / "scratch", interpreter=script).start()
     assert str(script) in caught.value.problem
     assert "libpython.so is missing" in caught.value.problem
+
+
+class _There:
+    """Stands for the lab; remembers whom it was asked to end."""
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[str, int]] = []
+
+    def end(self, host: str, pid: int) -> None:
+        self.ended.append((host, pid))
+
+    def tail(self, host: str, log: str) -> str:  # noqa: ARG002
+        return ""
+
+
+def test_a_worker_on_a_host_that_garbled_its_connection_is_ended_there(tmp_path: Path) -> None:
+    there = _There()
+    worker = Worker("planted:cpu:fp32:lab1", tmp_path, host=Host("lab1", "ssh=lab"), there=there)
+    worker.pid = 4711
+    assert isinstance(worker._garbled(Stage.RUN, "generate"), WorkerDied)
+    connection: Any = SimpleNamespace(garbled=False, exit_status=lambda _: 255)
+    assert "its connection to lab1 ended" in str(worker._died(connection, Stage.RUN, "generate", EOFError()))
+    assert there.ended == [("lab1", 4711)] * 2
 
 
 def test_a_wait_for_a_device_is_told_under_xdist_too(conform: Any) -> None:

@@ -255,6 +255,6 @@ def test_a_waiver_that_matches_no_case_fails_a_whole_run(conform: Any, tmp_path:
     path = tmp_path / "waivers.toml"
     path.write_text(WAIVER.replace("planted:cpu:*", "planted:moon:*"), encoding="utf-8")
     # A selection by -m or -k still collects everything, so the run is whole; the absent device keeps it short.
-    result = conform(f"--waivers={path}", "-m", "npu-library", "-p", "no:xdist", targets="", options=[])
+    result = conform(f"--waivers={path}", "-m", "npu-library and npu", "-p", "no:xdist", targets="", options=[])
     assert result.status == 1
     assert "waiver 'known-nan' matches no case" in result.text
