@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import msgspec
 
 from harness import __version__
-from harness.artifacts import Artifact, describe, ensure_exported
+from harness.artifacts import Artifact, describe
 from harness.backend import Backend, DeviceReport, load_backends
 from harness.checkpoint import Checkpoint
 from harness.connection import Host
 from harness.crew import Crew
 from harness.devices import this_machine
 from harness.errors import HarnessError, Stage, StageError
+from harness.preparation import export_by
 from harness.report.devices import DevicesReport, TargetReport
 from harness.target import Target, Unavailable
 from harness.watch import Limits
@@ -83,20 +84,17 @@ def export(
     try:
         _refuse_missing(backend, worker.call(Stage.PREPARE, "open", backend=target.backend)["missing"])
         versions = worker.call(Stage.PREPARE, "versions", names=list(recipe.exporter))
-
-        def run(out: Path) -> list[str]:
-            command: list[str] = worker.call(
-                Stage.PREPARE,
-                "export",
-                recipe=recipe,
-                checkpoint=str(checkpoint.path),
-                out=str(out),
-                trust_remote_code=trust_remote_code,
-            )
-            return command
-
         key = checkpoint.fingerprint().key
-        return ensure_exported(checkpoint, key, target.backend, recipe, versions, run, announce=announce)
+        return export_by(
+            worker,
+            checkpoint,
+            key,
+            target.backend,
+            recipe,
+            versions,
+            announce,
+            trust_remote_code=trust_remote_code,
+        )
     finally:
         worker.stop()
 

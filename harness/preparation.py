@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import msgspec
 
 from harness.artifacts import Artifact, describe, ensure_exported
 from harness.backend import Recipe
+from harness.checkpoint import Checkpoint
 from harness.errors import ResourceError, Stage, StageError, UsageError
 from harness.run import Run
 from harness.target import Target, matches
@@ -51,7 +52,36 @@ def _recipe(run: Run, target: Target) -> Recipe | None:
 def _export(run: Run, target: Target, recipe: Recipe, versions: dict[str, str], worker: Worker) -> Artifact:
     """The artifact in this machine's cache, exported by a worker of this machine if it is not there."""
     settings = run.settings
-    checkpoint = settings.checkpoint
+    try:
+        return export_by(
+            worker,
+            settings.checkpoint,
+            settings.fingerprint.key,
+            target.backend,
+            recipe,
+            versions,
+            run.announce,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except ResourceError as error:  # a full disk is met while preparing, and said to be
+        raise StageError(Stage.PREPARE, error.problem, error.remedy) from None
+
+
+def export_by(
+    worker: Worker,
+    checkpoint: Checkpoint,
+    key: str,
+    backend: str,
+    recipe: Recipe,
+    versions: dict[str, str],
+    announce: Callable[[str], None],
+    *,
+    trust_remote_code: bool,
+) -> Artifact:
+    """The artifact in this machine's cache, exported by a worker if it is not there; `key` is the checkpoint's.
+
+    Raises StageError(prepare) when the exporter fails, ResourceError on a full disk.
+    """
 
     def export(out: Path) -> list[str]:
         command: list[str] = worker.call(
@@ -60,15 +90,11 @@ def _export(run: Run, target: Target, recipe: Recipe, versions: dict[str, str], 
             recipe=recipe,
             checkpoint=str(checkpoint.path),
             out=str(out),
-            trust_remote_code=settings.trust_remote_code,
+            trust_remote_code=trust_remote_code,
         )
         return command
 
-    key = settings.fingerprint.key
-    try:
-        return ensure_exported(checkpoint, key, target.backend, recipe, versions, export, announce=run.announce)
-    except ResourceError as error:  # a full disk is met while preparing, and said to be
-        raise StageError(Stage.PREPARE, error.problem, error.remedy) from None
+    return ensure_exported(checkpoint, key, backend, recipe, versions, export, announce=announce)
 
 
 @contextmanager
