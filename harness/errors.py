@@ -3,6 +3,7 @@
     HarnessError                what was wrong, and the remedy
     |-- UsageError              an option, target or file given by the user cannot be used
     |-- CheckpointError         not a usable Phi-3 checkpoint
+    |-- ArtifactError           an artifact's weights cannot be read, or one of them cannot be mapped
     |-- PromptError             a prompt suite breaks its schema
     |-- PolicyError             policy.toml or waivers.toml breaks its schema, or lacks a limit
     |-- GoldenError             a golden is missing, stale, tampered with, truncated or foreign
@@ -61,6 +62,10 @@ class UsageError(HarnessError):
 
 class CheckpointError(HarnessError):
     """The folder or hub name is no usable Phi-3 checkpoint."""
+
+
+class ArtifactError(HarnessError):
+    """An artifact's files cannot be read, or a tensor in them is not one of the checkpoint's."""
 
 
 class PromptError(HarnessError):

@@ -14,7 +14,7 @@ from harness.golden import TREE
 LAYERS = (
     ("errors", "windows_job", "last_words", "connection", "cache", "busy_counter", "dxgi"),
     ("target", "metrics", "orphans"),
-    ("prompts", "backend", "policy", "waivers", "wire", "checkpoint", "watch", "exporter_main"),
+    ("prompts", "backend", "policy", "waivers", "wire", "checkpoint", "watch", "exporter_main", "weights"),
     ("busy_linux", "busy_nvidia", "busy_windows", "attest", "accelerators", "device_lock", "depot"),
     ("busy", "compare", "devices", "artifacts"),
     ("witness", "outpost"),
