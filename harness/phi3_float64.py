@@ -10,7 +10,7 @@ by one layer in float64 whatever the size of the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def _visible(n: int, window: int | None) -> NDArray[np.bool_]:
     return visible if not window else visible & (distance < window)
 
 
-def _head_size(config: dict[str, Any]) -> int:
+def _head_size(config: Mapping[str, Any]) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
@@ -145,23 +145,33 @@ def _rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
 
 def _rotation(config: dict[str, Any], n: int) -> tuple[Array, Array]:
     """Cosines and sines, each `[n, 1, r]`, scaled by LongRoPE's attention factor where there is one."""
+    chosen, factor = frequencies(config, n)
+    angles = np.arange(n, dtype=np.float64)[:, None] * chosen
+    return np.cos(angles)[:, None, :] * factor, np.sin(angles)[:, None, :] * factor
+
+
+def frequencies(config: Mapping[str, Any], n: int) -> tuple[Array, float]:
+    """Rotary frequencies `[r]` for a sequence of n tokens, in radians a position, and the factor on cosines and sines.
+
+    Raises CheckpointError for a kind of rotary embedding that Phi-3 does not have.
+    """
     # transformers 5 writes rope_parameters; 4 wrote rope_theta and rope_scaling.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
     partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     size = int(_head_size(config) * float(partial))
-    frequencies = theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)
+    plain: Array = theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    factor = 1.0
     if kind in ("longrope", "su"):
-        frequencies, factor = _longrope(config, rope, frequencies, n)
-    elif kind != "default":
+        return _longrope(config, rope, plain, n)
+    if kind != "default":
         raise CheckpointError(f"rotary embeddings of type {kind!r} are not known to Phi-3", "restore config.json")
-    angles = np.arange(n, dtype=np.float64)[:, None] * frequencies
-    return np.cos(angles)[:, None, :] * factor, np.sin(angles)[:, None, :] * factor
+    return plain, 1.0
 
 
-def _longrope(config: dict[str, Any], rope: dict[str, Any], frequencies: Array, n: int) -> tuple[Array, float]:
+def _longrope(
+    config: Mapping[str, Any], rope: Mapping[str, Any], plain: Array, n: int
+) -> tuple[Array, float]:
     """Frequencies for a sequence of n tokens, and the factor on cosines and sines (LongRoPE, arXiv 2402.13753)."""
     original = int(rope.get("original_max_position_embeddings") or config["original_max_position_embeddings"])
     stretch = np.asarray(rope["long_factor" if n > original else "short_factor"], dtype=np.float64)
@@ -169,4 +179,4 @@ def _longrope(config: dict[str, Any], rope: dict[str, Any], frequencies: Array, 
     factor = rope.get("attention_factor")
     if factor is None:
         factor = 1.0 if ratio <= 1.0 else math.sqrt(1.0 + math.log(ratio) / math.log(original))
-    return frequencies / stretch, float(factor)
+    return plain / stretch, float(factor)
