@@ -11,55 +11,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.checkpoint import Checkpoint, read_header
+from harness.checkpoint import Checkpoint
 from harness.errors import CheckpointError
+from harness.tensor_files import TensorFiles
 
 Array = NDArray[np.float64]
-
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
 class Weights:
     """The tensors of a checkpoint by name, read from its safetensors files into float64 one at a time."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self._where: dict[str, tuple[Path, int, dict[str, Any]]] = {}
-        for path in checkpoint.weight_files:
-            with path.open("rb") as file:
-                start = 8 + int.from_bytes(file.read(8), "little")
-            for name, entry in read_header(path).items():
-                self._where[name] = (path, start, entry)
+        self._files = TensorFiles(checkpoint.weight_files)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._where
+        return name in self._files
 
     def __getitem__(self, name: str) -> Array:
-        return self._widen(name, slice(None))
+        return self.rows(name, slice(None))
 
-    def rows(self, name: str, index: NDArray[np.intp]) -> Array:
+    def rows(self, name: str, index: NDArray[np.intp] | slice) -> Array:
         """Some rows of a tensor: an embedding is looked up without widening the whole vocabulary."""
-        return self._widen(name, index)
-
-    def _widen(self, name: str, index: Any) -> Array:
-        if name not in self._where:
-            raise CheckpointError(f"the checkpoint has no tensor {name}", "download the checkpoint again")
-        path, start, entry = self._where[name]
-        if entry["dtype"] not in _DTYPES:
-            raise CheckpointError(f"{path}: {name} is of dtype {entry['dtype']}", "give a float checkpoint")
-        begin, _ = entry["data_offsets"]
-        raw: NDArray[Any] = np.memmap(
-            path, dtype=_DTYPES[entry["dtype"]], mode="r", offset=start + begin, shape=tuple(entry["shape"])
-        )
-        chosen = np.asarray(raw[index])
-        if entry["dtype"] == "BF16":  # the upper half of a float32
-            chosen = (chosen.astype(np.uint32) << 16).view(np.float32)
-        return np.asarray(chosen, dtype=np.float64)
+        return np.asarray(self._files.values(name, index), dtype=np.float64)
 
 
 def forward(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> list[Array]:
@@ -169,9 +147,7 @@ def frequencies(config: Mapping[str, Any], n: int) -> tuple[Array, float]:
     return plain, 1.0
 
 
-def _longrope(
-    config: Mapping[str, Any], rope: Mapping[str, Any], plain: Array, n: int
-) -> tuple[Array, float]:
+def _longrope(config: Mapping[str, Any], rope: Mapping[str, Any], plain: Array, n: int) -> tuple[Array, float]:
     """Frequencies for a sequence of n tokens, and the factor on cosines and sines (LongRoPE, arXiv 2402.13753)."""
     original = int(rope.get("original_max_position_embeddings") or config["original_max_position_embeddings"])
     stretch = np.asarray(rope["long_factor" if n > original else "short_factor"], dtype=np.float64)

@@ -8,8 +8,10 @@ from typing import Any
 
 from harness.backend import DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
 from harness.backends.causal_lm import CausalLMSession
+from harness.backends.npu_library_weights import KeptWeights, keep
 from harness.errors import UsageError
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
+from harness.weights import ArtifactWeights
 
 _DISTRIBUTION = "intel-npu-acceleration-library"
 _KINDS = {"npu": DeviceKind.NPU, "cpu": DeviceKind.CPU}
@@ -62,6 +64,10 @@ class NpuLibraryBackend:
         """Never called: `recipe` gives none."""
         raise NotImplementedError(f"nothing is exported from {checkpoint} to {out} ({recipe.name})")
 
+    def dequantized_weights(self, artifact: Path, config: Mapping[str, Any]) -> ArtifactWeights:
+        """Read what `NpuLibrarySession.keep_weights` wrote. Raises ArtifactError, see `KeptWeights`."""
+        return KeptWeights(artifact, config)
+
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
         """Compile the checkpoint for the NPU at the target's precision."""
         import torch
@@ -89,6 +95,11 @@ class NpuLibraryBackend:
 
 class NpuLibrarySession(CausalLMSession):
     """A compiled model. One to a process: the library aborts when a second one is made."""
+
+    def keep_weights(self, folder: str) -> None:
+        """Write what the loaded model holds, for `NpuLibraryBackend.dequantized_weights` to read; see `keep`."""
+        found = versions_of((_DISTRIBUTION, "neural-compressor"))
+        keep(self._model, Path(folder), ", ".join(f"{name} {version}" for name, version in found.items()))
 
     def evidence(self) -> Evidence:
         """The library uses the NPU exactly where it finds one, without a word of what it then did there."""

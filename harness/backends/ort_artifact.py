@@ -53,7 +53,9 @@ def check_export(artifact: Path, provider: str, *, quantised: bool) -> None:
     layers = int(decoder["num_hidden_layers"])
     if operators["GroupQueryAttention"] != layers:
         raise UsageError(f"the graph has {operators['GroupQueryAttention']} attentions for {layers} layers", _AGAIN)
-    products = operators["MatMulNBits"] if quantised else operators["MatMul"]
+    # With the builder's use_qdq, products are of floats that a DequantizeLinear makes of codes.
+    coded = operators["MatMulNBits"] + operators["DequantizeLinear"]
+    products = coded if quantised else operators["MatMul"]
     if products < layers:
         kind = "quantised" if quantised else "float"
         raise UsageError(f"the graph has {products} {kind} products for {layers} layers", _AGAIN)

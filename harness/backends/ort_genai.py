@@ -26,7 +26,9 @@ from harness.backend import (
 )
 from harness.backends.ort_artifact import check_export, providers, read_config
 from harness.backends.ort_profile import evidence_of, read_profile
+from harness.backends.ort_weights import OrtWeights
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
+from harness.weights import ArtifactWeights
 
 _KINDS = {"cpu": DeviceKind.CPU, "dml": DeviceKind.GPU, "cuda": DeviceKind.GPU}
 _PROVIDERS = {"dml": "DML", "cuda": "cuda"}
@@ -87,6 +89,10 @@ class OrtGenAIBackend:
         provider = recipe.name.rpartition("-")[2]
         check_export(out, provider, quantised=recipe.precision in (Precision.INT8, Precision.INT4))
         return ["python", *command[1:]]
+
+    def dequantized_weights(self, artifact: Path, config: Mapping[str, Any]) -> ArtifactWeights:
+        """Read an artifact without the runtime. Raises ArtifactError, see `OrtWeights`."""
+        return OrtWeights(artifact, config)
 
     def load(
         self,

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from harness.backend import DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
 from harness.backends.causal_lm import CausalLMSession
+from harness.backends.checkpoint_weights import CheckpointWeights
 from harness.errors import UsageError
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
+from harness.weights import ArtifactWeights
 
 # What the golden is recorded with. Eager attention is one fixed order of operations, and deterministic
 # algorithms without TF32 make the FP32 result the same from run to run on one machine.
@@ -62,6 +64,10 @@ class PyTorchBackend:
     def export(self, checkpoint: Path, recipe: Recipe, out: Path, *, trust_remote_code: bool) -> list[str]:
         """Never called: `recipe` gives none."""
         raise NotImplementedError(f"pytorch loads {checkpoint} as it is; there is no {recipe.name} to write to {out}")
+
+    def dequantized_weights(self, artifact: Path, config: Mapping[str, Any]) -> ArtifactWeights:
+        """The checkpoint's own tensors. Raises ArtifactError, see `CheckpointWeights`."""
+        return CheckpointWeights(artifact, config)
 
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
         """Load the checkpoint with `from_pretrained` at the target's precision."""

@@ -12,10 +12,10 @@ import pytest
 from harness.golden import TREE
 
 LAYERS = (
-    ("errors", "windows_job", "last_words", "connection", "cache", "busy_counter", "dxgi"),
+    ("errors", "windows_job", "last_words", "connection", "cache", "busy_counter", "dxgi", "codes"),
     ("target", "metrics", "orphans"),
-    ("prompts", "backend", "policy", "waivers", "wire", "checkpoint", "watch", "exporter_main", "weights"),
-    ("busy_linux", "busy_nvidia", "busy_windows", "attest", "accelerators", "device_lock", "depot"),
+    ("prompts", "backend", "policy", "waivers", "wire", "checkpoint", "watch", "exporter_main", "weights", "layout"),
+    ("busy_linux", "busy_nvidia", "busy_windows", "attest", "accelerators", "device_lock", "depot", "tensor_files"),
     ("busy", "compare", "devices", "artifacts"),
     ("witness", "outpost"),
     ("backends", "phi3_float64", "worker_main", "worker"),

@@ -1,0 +1,83 @@
+"""Tensors of safetensors files by name, read one at a time from a memory map, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.checkpoint import read_header
+from harness.errors import CheckpointError
+
+_DTYPES: dict[str, type[np.generic]] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "I8": np.int8,
+    "U8": np.uint8,
+}
+_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8"}
+_INTEGERS = ("I8", "U8")
+
+
+class TensorFiles:
+    """The tensors of some safetensors files, float ones only unless `integers`.
+
+    Opening reads the headers only; raises CheckpointError where one is bad.
+    """
+
+    def __init__(self, files: Iterable[Path], *, integers: bool = False) -> None:
+        self._integers = integers
+        self._where: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+        for path in files:
+            header = read_header(path)
+            with path.open("rb") as file:
+                start = 8 + int.from_bytes(file.read(8), "little")
+            for name, entry in header.items():
+                self._where[name] = (path, start, entry)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, from its header."""
+        return tuple(int(extent) for extent in self._entry(name)[2]["shape"])
+
+    def dtype(self, name: str) -> str:
+        """The stored dtype: float64, float32, float16, bfloat16, int8 or uint8.
+
+        Raises CheckpointError for any other, and for integers where none are meant to be.
+        """
+        path, _, entry = self._entry(name)
+        if entry["dtype"] not in _NAMES or (entry["dtype"] in _INTEGERS and not self._integers):
+            raise CheckpointError(f"{path}: {name} is of dtype {entry['dtype']}", "give a float checkpoint")
+        return _NAMES[entry["dtype"]]
+
+    def values(self, name: str, index: Any = slice(None)) -> NDArray[Any]:
+        """The values of a tensor, or of the rows that `index` chooses; bfloat16 is widened to float32, which is exact.
+
+        Raises CheckpointError when there is no such tensor, or its dtype is not one of `dtype`'s.
+        """
+        dtype = self.dtype(name)
+        path, start, entry = self._entry(name)
+        stored = np.dtype(_DTYPES[entry["dtype"]])
+        begin, end = entry["data_offsets"]
+        if end - begin != int(np.prod(entry["shape"], dtype=np.float64)) * stored.itemsize:
+            raise CheckpointError(f"{path}: {name} has {end - begin} bytes for shape {entry['shape']}", "get it again")
+        if begin == end:  # an empty map cannot be made
+            return np.asarray(np.zeros(entry["shape"], dtype=stored)[index])
+        raw: NDArray[Any] = np.memmap(path, stored, "r", offset=start + begin, shape=tuple(entry["shape"]))
+        chosen = np.asarray(raw[index])
+        return (chosen.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else chosen
+
+    def _entry(self, name: str) -> tuple[Path, int, dict[str, Any]]:
+        if name not in self._where:
+            raise CheckpointError(f"there is no tensor {name}", "download the checkpoint again")
+        return self._where[name]
