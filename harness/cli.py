@@ -1,4 +1,4 @@
-"""The command line: `phi3-conformance devices | prepare | golden record | golden verify | golden show`."""
+"""The command line: `phi3-conformance devices | prepare | audit | golden record | golden verify | golden show`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from harness import __version__, machines
+from harness.audit import audit as audit_weights
+from harness.audit import to_json
 from harness.backend import load_backend
 from harness.checkpoint import find_checkpoint
 from harness.devices import find_interpreter, parse_interpreters
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UsageError
 from harness.golden import TREE, golden_roots, open_golden, user_root, verify_files
 from harness.lab import parse_hosts
 from harness.prompts import PromptSuite, read_suite
 from harness.recording import record_golden
+from harness.report.audit import describe_audit
 from harness.report.devices import describe_devices
 from harness.state import DEFAULT_CHECKPOINT, PROMPTS, select_targets
+from harness.weights import ReadsWeights
 from harness.worker import Worker
 
 _CHECKPOINT = click.option(
@@ -104,6 +108,49 @@ def prepare(
             click.echo(
                 f"{target}: {made}, {artifact.bytes / 1e6:.1f} MB, sha256 {artifact.sha256[:16]}, {artifact.path}"
             )
+
+
+# The file by which each backend's artifacts are known.
+_MARKS = {
+    "openvino_model.xml": "openvino",
+    "genai_config.json": "ort-genai",
+    "npu-library-weights.json": "npu-library",
+    "config.json": "pytorch",
+}
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@_CHECKPOINT
+@click.option("--backend", default=None, metavar="NAME", help="Whose artifact it is. Default: by the files in it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def audit(artifact: Path, checkpoint: str, backend: str | None, as_json: bool) -> None:
+    """Hold the weights of ARTIFACT against its checkpoint, without a runtime or a device.
+
+    Ends with status 0 if the artifact is clean, 1 if there are findings, 2 if it cannot be read.
+    """
+    found = find_checkpoint(checkpoint)
+    name = backend or _recognise(artifact)
+    reader = load_backend(name)
+    if not isinstance(reader, ReadsWeights):
+        raise UsageError(f"the backend {name} cannot read weights", "name another with --backend")
+    report = audit_weights(reader.dequantized_weights(artifact, found.config), found)
+    if as_json:
+        click.echo(to_json(report))
+    else:
+        console = Console()
+        click.echo(describe_audit(report, console.width, sys.stdout.encoding or "utf-8"))
+    sys.exit(0 if report.clean else 1)
+
+
+def _recognise(artifact: Path) -> str:
+    """The backend whose artifact a folder is, by the files in it. Raises UsageError where there are none of these."""
+    if not artifact.is_dir():
+        raise UsageError(f"there is no folder {artifact}", "give the folder that was exported")
+    for file, name in _MARKS.items():
+        if (artifact / file).is_file():
+            return name
+    raise UsageError(f"{artifact} holds none of {', '.join(_MARKS)}", "give an exported folder, or --backend NAME")
 
 
 @main.group()

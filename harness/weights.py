@@ -24,10 +24,12 @@ Array = NDArray[np.float64]
 class Quantised(msgspec.Struct, frozen=True):
     """Integer codes with their grid.
 
-    `codes`: `[n, K]` integers as stored, unpacked. `scales`: `[n, G]` float16 or float32 as stored; may be
-    negative. `zero_points`: `[n, G]` integers, or `[1, 1]` where one serves all. `low` and `high`: the least
-    and the greatest code that the storage can hold. `multiplier`: `[K]`, what the graph multiplies the activations
-    with before this product (AWQ), None where it does not.
+    `codes`: `[n, K]` integers as stored, unpacked. `scales`: `[n, G]` float16 or float32 as stored, or float64 products
+    of two FP16 numbers; may be negative. `zero_points`: `[n, G]` integers, or `[1, 1]` where one serves all. `low` and
+    `high`: the least and the greatest code that the storage can hold. `multiplier`: `[K]`, what the graph multiplies
+    the activations with before this product (AWQ), None where it does not. `levels`: what each of the `2^bits` codes
+    stands for before scaling, where that is not the code itself (NF4 and the small floats); there are no zero points
+    then.
     """
 
     codes: NDArray[Any]
@@ -37,6 +39,7 @@ class Quantised(msgspec.Struct, frozen=True):
     low: int
     high: int
     multiplier: NDArray[Any] | None = None
+    levels: NDArray[np.float64] | None = None
 
     @property
     def group(self) -> int:
@@ -47,7 +50,8 @@ class Quantised(msgspec.Struct, frozen=True):
         """The weight `[n, K]` that codes, zero points and scales stand for, the multiplier folded in."""
         n, width = self.codes.shape
         groups = self.scales.shape[1]
-        codes = self.codes.reshape(n, groups, width // groups).astype(np.float64)
+        held = self.codes if self.levels is None else self.levels[self.codes]
+        codes = held.reshape(n, groups, width // groups).astype(np.float64)
         found = (codes - self.zero_points.astype(np.float64)[..., None]) * self.scales.astype(np.float64)[..., None]
         weight: Array = found.reshape(n, width)
         return weight if self.multiplier is None else weight * self.multiplier.astype(np.float64)

@@ -24,8 +24,10 @@ from harness.backend import (
 )
 from harness.backends import openvino_npuw as npuw
 from harness.backends.causal_lm import CausalLMSession
+from harness.backends.openvino_weights import OpenVinoWeights
 from harness.errors import UsageError
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
+from harness.weights import ArtifactWeights
 
 _KINDS = {"cpu": DeviceKind.CPU, "gpu": DeviceKind.GPU, "npu": DeviceKind.NPU}
 _DEVICES = {**_KINDS, npuw.REHEARSAL: DeviceKind.CPU}
@@ -128,6 +130,10 @@ class OpenVinoBackend:
         command += ["--trust-remote-code"] if trust_remote_code else []
         subprocess.run([command[0], "-m", "harness.exporter_main", *command[2:]], check=True, stdin=subprocess.DEVNULL)
         return ["optimum-cli", *command[3:]]
+
+    def dequantized_weights(self, artifact: Path, config: Mapping[str, Any]) -> ArtifactWeights:
+        """Read an artifact without OpenVINO. Raises ArtifactError, see `OpenVinoWeights`."""
+        return OpenVinoWeights(artifact, config)
 
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
         """Compile the IR on the device named, never AUTO or HETERO."""

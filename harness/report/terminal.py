@@ -25,7 +25,7 @@ def summarise(record: RunRecord, width: int, encoding: str) -> str:
         (judged if case.target in ran else skipped)[case.target].append(case)
     parts = []
     if judged:
-        parts.append(_render(_table(judged, {s.target: s for s in record.sessions}), width, encoding))
+        parts.append(render(_table(judged, {s.target: s for s in record.sessions}), width, encoding))
         parts.append(_footnotes(record.sessions))
         parts.append(_left_out(record.cases))
     if any(case.waiver for case in record.cases):
@@ -83,7 +83,8 @@ def _computes_in(session: SessionRecord | None) -> str:
     return session.info.arithmetic.value if session.info.arithmetic else "not stated"
 
 
-def _render(table: Table, width: int, encoding: str) -> str:
+def render(table: Table, width: int, encoding: str) -> str:
+    """A table as text without trailing spaces, wide enough that no row is cut."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
     console = Console(file=stream, width=max(width, _MIN_WIDTH), force_terminal=False, color_system=None)
     console.print(table)

@@ -12,15 +12,16 @@ import pytest
 from harness.golden import TREE
 
 LAYERS = (
-    ("errors", "windows_job", "last_words", "connection", "cache", "busy_counter", "dxgi", "codes"),
+    ("errors", "windows_job", "last_words", "connection", "cache", "busy_counter", "dxgi", "codes", "findings"),
     ("target", "metrics", "orphans"),
     ("prompts", "backend", "policy", "waivers", "wire", "checkpoint", "watch", "exporter_main", "weights", "layout"),
+    ("audit_grid",),
     ("busy_linux", "busy_nvidia", "busy_windows", "attest", "accelerators", "device_lock", "depot", "tensor_files"),
-    ("busy", "compare", "devices", "artifacts"),
-    ("witness", "outpost"),
+    ("busy", "compare", "devices", "artifacts", "audit_moved", "audit_explain"),
+    ("witness", "outpost", "audit_tensor"),
     ("backends", "phi3_float64", "worker_main", "worker"),
-    ("golden", "discovery", "lab"),
-    ("record", "crew"),
+    ("golden", "discovery", "lab", "statements"),
+    ("record", "crew", "audit"),
     ("recording",),
     ("run", "report"),
     ("preparation",),
@@ -58,9 +59,9 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(TREE / "harness")))
 def test_a_module_imports_only_from_lower_layers(path: Path) -> None:
     own = layer_of(".".join(path.relative_to(TREE).with_suffix("").parts))
-    same_package = path.parent.name == "backends"
+    package = f"harness.{path.parent.name}."
     for module in imported(path):
-        lower = layer_of(module) < own or (same_package and module.startswith("harness.backends"))
+        lower = layer_of(module) < own or f"{module}.".startswith(package)
         assert lower, f"{path.name} imports {module}, which is not below it"
 
 

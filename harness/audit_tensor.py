@@ -1,0 +1,202 @@
+"""One stored tensor held against the checkpoint's: float values, or codes, scales and zero points."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from harness import audit_grid
+from harness.audit_explain import explain_group, explain_tensor, find_rows
+from harness.audit_grid import Grid, Mask
+from harness.audit_moved import moved_too_far, scales_too_far
+from harness.findings import LIMIT, Finding, TensorFigures
+from harness.weights import Array, Plain, Quantised, Stored
+
+# The scales that scale estimation leaves lie between 0.77 and 1.15 of the rule's, with AWQ before it or not.
+_SEARCHED = (0.6, 1.35)
+# From this share of groups on, the tensor as a whole is what is wrong.
+_MOST = 0.25
+
+
+class Method(msgspec.Struct, frozen=True):
+    """How the codes of four bits were chosen: to the nearest, with scales that were searched for, or moved (GPTQ)."""
+
+    searched: bool = False
+    moved: bool = False
+
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        chosen = [word for word, is_so in (("searched scales", self.searched), ("moved codes", self.moved)) if is_so]
+        return " and ".join(chosen) or "round to nearest"
+
+
+class Judged(msgspec.Struct, frozen=True):
+    """What was found in one tensor, in all and cut short; `following` of `groups` groups follow their rule."""
+
+    figures: TensorFigures
+    findings: tuple[Finding, ...]
+    count: int
+    following: int = 0
+    groups: int = 0
+
+
+def judge_plain(stored: Stored, content: Plain, weight: Array) -> Judged:
+    """Float values must be the checkpoint's, rounded to the stored dtype: nothing else happens to them."""
+    held = content.values.astype(np.float64)
+    wanted = weight if content.multiplier is None else weight / content.multiplier.astype(np.float64)
+    wrong = ~(np.abs(held - wanted) <= _rounding(content, wanted, multiplied=content.multiplier is not None))
+    rows = np.flatnonzero(wrong.reshape(wrong.shape[0], -1).any(axis=1))
+    findings = []
+    if wrong.ndim == 1 and rows.size:
+        findings.append(_values(stored, held, wanted, wrong, None))
+    elif rows.size:
+        some = rows[:LIMIT]
+        others = find_rows(held[some], some, wanted)
+        findings = [
+            _values(stored, held[row], wanted[row], wrong[row], int(row) + stored.row)
+            if other is None
+            else _other_row(stored, int(row), other, int(wrong[row].sum()))
+            for row, other in zip(some, others, strict=True)
+        ]
+    worst = float(np.abs(np.nan_to_num(held - wanted, nan=np.inf)).max(initial=0.0))
+    figures = _figures(stored, content.dtype, 0, "", 1.0, float(wrong.mean()), worst, int(wrong.sum()))
+    count = min(1, rows.size) if wrong.ndim == 1 else rows.size
+    return Judged(figures, tuple(findings), int(count))
+
+
+def _rounding(content: Plain, wanted: Array, *, multiplied: bool) -> Array | float:
+    """Half a unit in the last place of the stored dtype; a whole one of what the exporter multiplied in float32."""
+    digits, least = {"float16": (10, -24), "bfloat16": (7, -133), "float32": (23, -149)}[content.dtype]
+    with np.errstate(all="ignore"):
+        unit = 2.0 ** np.maximum(np.floor(np.log2(np.abs(wanted))) - digits, least)
+    if multiplied:
+        return np.asarray(unit * 1.5 + np.abs(wanted) * 2.0**-22)
+    half: Array = unit * 0.5
+    if content.dtype == "float16":  # what is too large becomes the largest
+        half = np.where(np.abs(wanted) > 65504, np.abs(wanted) - 65504, half)
+    return half
+
+
+def _values(stored: Stored, held: Array, wanted: Array, wrong: Mask, row: int | None) -> Finding:
+    with np.errstate(all="ignore"):
+        apart = float(np.nanmax(np.abs(held / wanted - 1)[wrong], initial=0.0))
+    place = stored.name if row is None else f"{stored.name}, row {row}"
+    said = f"{place}: {int(wrong.sum())} of {wrong.size} values are not the checkpoint's, by up to {100 * apart:.2g} %"
+    return Finding(stored.name, "values", said, row, None, {"values": float(wrong.sum()), "relative": apart})
+
+
+def _other_row(stored: Stored, row: int, other: int, codes: int) -> Finding:
+    row, other = row + stored.row, other + stored.row
+    said = f"{stored.name}, row {row}: holds row {other} of the checkpoint"
+    figures = {"other": float(other), "codes": float(codes)}
+    return Finding(stored.name, "row of another row", said, row, None, figures)
+
+
+def judge_quantised(stored: Stored, content: Quantised, weight: Array, method: Method, rounded: str) -> Judged:
+    """Codes must be those of the checkpoint on the artifact's own grid, and the grid one that the method chooses."""
+    parts = [audit_grid.measure(content, weight[rows], rows, rounded) for rows in audit_grid.chunks(content)]
+    grid = audit_grid.join(parts)
+    if content.bits > 4:
+        method = Method()  # exporters search and move codes of four bits only
+    rule, share = audit_grid.nearest_rule(grid)
+    codes = moved_too_far(grid, content.group) if method.moved else grid.beyond > 0
+    ratio = grid.rules[rule]
+    scales = _scales(grid, rule, method)
+    placed = rule.startswith(audit_grid.RANGE) and not (method.searched or method.moved)
+    zeros = ~grid.zero_points if placed else np.zeros_like(scales)
+    flagged = codes | scales | zeros
+    findings, count = _explain(stored, content, weight, rounded, grid, codes), _count(codes)
+    for found in (_odd_scales(stored, rule, ratio, scales & ~codes), _odd_zeros(stored, zeros & ~scales & ~codes)):
+        findings += found[: max(0, LIMIT - len(findings))]
+    count += int((scales & ~codes).sum() + (zeros & ~scales & ~codes).sum())
+    size = float(content.codes.size)
+    figures = _figures(
+        stored, _stored(content), content.group, rule, share,
+        float(grid.beyond.sum()) / size, float(grid.worst.max()), int(flagged.sum()),
+    )  # fmt: skip
+    return Judged(figures, tuple(findings), count, int(grid.follows(rule).sum()), int(ratio.size))
+
+
+def _stored(content: Quantised) -> str:
+    kind = "levels" if content.levels is not None else ("int" if content.low < 0 else "uint")
+    return f"{kind}{content.bits}"
+
+
+def _figures(
+    stored: Stored, kind: str, group: int, rule: str, follow: float, moved: float, worst: float, flagged: int
+) -> TensorFigures:
+    return TensorFigures(
+        stored.name, stored.row, stored.rows, stored.source, kind, group, rule, follow, moved, worst, flagged
+    )
+
+
+def _scales(grid: Grid, rule: str, method: Method) -> Mask:
+    """The groups whose scale the method would not choose."""
+    ratio = grid.rules[rule]
+    if method.moved:
+        # The first group's scale is chosen before anything is moved.
+        return scales_too_far(grid, rule, exact_start=not method.searched)
+    if method.searched:
+        return np.asarray((ratio < _SEARCHED[0]) | (ratio > _SEARCHED[1]))
+    return np.asarray(~grid.follows(rule))
+
+
+def _most(mask: Mask) -> bool:
+    return int(mask.sum()) > max(8, _MOST * mask.size)
+
+
+def _count(mask: Mask) -> int:
+    return 1 if _most(mask) else int(mask.sum())
+
+
+def _explain(stored: Stored, content: Quantised, weight: Array, rounded: str, grid: Grid, codes: Mask) -> list[Finding]:
+    """Findings about codes: one for the tensor, or for each row of another row, or for each group."""
+    rows = np.flatnonzero(codes.any(axis=1))
+    if rows.size == 0:
+        return []
+    if _most(codes):
+        some = rows[:: max(1, rows.size // 64)][:64]
+        at = audit_grid.place(content, weight[some], some, rounded)
+        bias = float(grid.error.sum()) / content.codes.size
+        others = find_rows(_products(content, some), some, weight)
+        if sum(other is not None for other in others) * 2 < some.size:
+            return [explain_tensor(stored, at, int(codes.sum()), codes.size, bias)]
+    some = rows[:LIMIT]
+    found: list[Finding] = []
+    for row, other in zip(some, find_rows(_products(content, some), some, weight), strict=True):
+        if other is not None:
+            found.append(_other_row(stored, int(row), other, int(grid.beyond[row].sum())))
+            continue
+        at = audit_grid.place(content, weight[row : row + 1], np.asarray([row]), rounded)
+        found += [explain_group(stored, at, int(row) + stored.row, int(g)) for g in np.flatnonzero(codes[row])]
+    return found[:LIMIT]
+
+
+def _products(content: Quantised, rows: np.ndarray) -> Array:
+    some = msgspec.structs.replace(
+        content, codes=content.codes[rows], scales=content.scales[rows],
+        zero_points=content.zero_points if content.zero_points.shape[0] == 1 else content.zero_points[rows],
+    )  # fmt: skip
+    return some.product()
+
+
+def _odd_scales(stored: Stored, rule: str, ratio: Array, odd: Mask) -> list[Finding]:
+    return [
+        Finding(
+            stored.name, "scale",
+            f"{stored.name}, row {row + stored.row}, group {group}: the scale is {ratio[row, group]:.5g} times {rule}, "
+            "which the other groups follow",
+            int(row) + stored.row, int(group), {"ratio": float(ratio[row, group])},
+        )
+        for row, group in np.argwhere(odd)[:LIMIT]
+    ]  # fmt: skip
+
+
+def _odd_zeros(stored: Stored, odd: Mask) -> list[Finding]:
+    said = "the zero point is not where the scheme puts it"
+    return [
+        Finding(stored.name, "zero point", f"{stored.name}, row {row + stored.row}, group {group}: {said}",
+                int(row) + stored.row, int(group))
+        for row, group in np.argwhere(odd)[:LIMIT]
+    ]  # fmt: skip
