@@ -32,6 +32,14 @@ class Weights(str, enum.Enum):
     BF16 = "bf16"
 
 
+_COARSENESS = (CachePrecision.F32, CachePrecision.F16, CachePrecision.BF16, CachePrecision.U8)
+
+
+def caches_up_to(stated: CachePrecision) -> tuple[CachePrecision, ...]:
+    """The precisions that a cache may be kept in where a runtime states one: that, or a finer one."""
+    return _COARSENESS[: _COARSENESS.index(stated) + 1]
+
+
 class Arithmetic(msgspec.Struct, frozen=True, order=True):
     """One way of computing.
 
@@ -50,6 +58,11 @@ class Arithmetic(msgspec.Struct, frozen=True, order=True):
     def compute_class(self) -> str:
         """The key of the limits: `fp32`, `fp16`, `bf16`, or one of them with `+a8` for int8 activations."""
         return self.operators.value + ("+a8" if self.block else "")
+
+    @property
+    def systematic(self) -> Arithmetic:
+        """The part of it that a reference can repeat: rounding at operators' borders is chaotic, and left to yardsticks."""
+        return msgspec.structs.replace(self, operators=Precision.FP32)
 
     def __str__(self) -> str:
         parts = [f"{self.operators.value} operators"]

@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.arithmetic import Arithmetic
 from harness.errors import UsageError
 from harness.target import DeviceKind, Evidence, Precision, Target, Unavailable
 
@@ -53,12 +54,15 @@ class Capabilities(msgspec.Struct, frozen=True):
     `whole_prompt_logits`: `append` returns a row for every token, not for the last one only.
     `max_prompt` and `max_tokens`: the most tokens that a prompt, and prompt and answer together, may have;
     None where only the checkpoint limits. `longer` says how to load a session that takes more.
+    `keeps_weights`: what was loaded is quantised while loading, and the session's `keep_weights(folder)` writes what
+    it then holds, to be read by the backend's `dequantized_weights`.
     """
 
     whole_prompt_logits: bool = True
     max_prompt: int | None = None
     max_tokens: int | None = None
     longer: str = ""
+    keeps_weights: bool = False
 
     def refuses(self, prompt: int, answer: int) -> str:
         """Why `prompt` tokens with `answer` more cannot be fed; empty where they can."""
@@ -83,6 +87,9 @@ class SessionInfo(msgspec.Struct, frozen=True):
     versions: dict[str, str]
     capabilities: Capabilities = Capabilities()
     load_options: dict[str, str] = {}
+    permitted: tuple[Arithmetic, ...] = ()
+    """Every way in which the runtime may be computing by its documentation and by what was read back; the one in effect
+    is inferred. Empty where nothing is known: then it may be any of the reported precision."""
 
     @property
     def ignored(self) -> dict[str, str]:

@@ -16,11 +16,12 @@ import msgspec
 from harness import compare
 from harness.checkpoint import Checkpoint
 from harness.compare import Outcome, Rows, Verdict
+from harness.decompose import ArtifactReferences, Inference
 from harness.errors import StageError, Unsupported
 from harness.policy import ClassLimits, Policy
 from harness.run import PromptCase
 from harness.sessions import TargetSession
-from harness.target import Precision
+from harness.yardstick import Decomposed, judge_implementation, judge_regret
 
 T = TypeVar("T")
 
@@ -51,11 +52,24 @@ class Judge:
         """The device that computed is of the kind asked for, and the evidence suffices."""
         self._conclude(self._evidence())
 
-    def logits(self, prompt: PromptCase, found: Rows | Verdict) -> None:
-        """Teacher-forced logits of a prompt lie within the limits at every position."""
-        if isinstance(found, Rows):
+    def logits(self, prompt: PromptCase, found: Rows | Decomposed | Verdict) -> None:
+        """Teacher-forced logits of a prompt lie within the limits at every position.
+
+        Taken apart where that is possible: quantisation error by the policy, implementation error by the yardstick.
+        """
+        if isinstance(found, Decomposed):
+            found = self._apart(found, len(prompt.case.tokens))
+        elif isinstance(found, Rows):
             found = compare.judge_logits(found, self.limits.logits, len(prompt.case.tokens))
         self._conclude(found, prompt)
+
+    def _apart(self, found: Decomposed, prompt_length: int) -> Verdict:
+        policy = self.policy
+        weights = policy.limits_of(self.session.target.precision).logits
+        quantisation = compare.judge_logits(found.quantisation, weights, prompt_length)
+        implementation = judge_implementation([found], policy.implementation_of(found.compute_class))
+        total = compare.judge_logits(found.total, weights, prompt_length)
+        return _joined(total, quantisation, implementation)
 
     def suite_logits(self, prompts: Sequence[PromptCase]) -> None:
         """Mean KL and top-1 agreement over all positions of a suite lie within the limits."""
@@ -63,8 +77,14 @@ class Judge:
         broken = {key: value for key, value in found.items() if isinstance(value, Verdict)}
         if broken:
             self._conclude(_broken(broken))
-        errors = [rows.errors for rows in found.values() if isinstance(rows, Rows)]
-        self._conclude(_with_left_out(compare.judge_suite(errors, self.limits.suite), left_out))
+        totals = [rows.total if isinstance(rows, Decomposed) else rows for rows in found.values()]
+        errors = [rows.errors for rows in totals if isinstance(rows, Rows)]
+        verdict = compare.judge_suite(errors, self.limits.suite)
+        apart = [one for one in found.values() if isinstance(one, Decomposed)]
+        if apart:
+            limits = self.policy.implementation_of(apart[0].compute_class)
+            verdict = _both(verdict, judge_implementation(apart, limits))
+        self._conclude(_with_left_out(verdict, left_out))
 
     def form(self, prompt: PromptCase, tokens: Sequence[int]) -> None:
         """An answer is not empty, ends where it may and is no echo of its prompt."""
@@ -93,15 +113,32 @@ class Judge:
         vocabulary = prompt.golden.manifest.vocabulary
         if any(not 0 <= token < vocabulary for token in tokens):
             self._conclude(Verdict(Outcome.FAIL, {}, {}, f"token ids outside 0..{vocabulary - 1}"), prompt)
-        if list(tokens) == list(prompt.case.continuation[: len(tokens)]):
-            reference = prompt.choosing_logits()[: len(tokens)]
+        inference, references = self.session.infer(), self.session.references()
+        if inference is not None and references is not None:
+            verdict = self._regret_apart(prompt, tokens, inference, references)
         else:
-            reference = self.session.run.reference_logits(prompt.case, tokens)
-        verdict = compare.judge_regret(reference, tokens, self.limits.greedy)
+            if list(tokens) == list(prompt.case.continuation[: len(tokens)]):
+                reference = prompt.choosing_logits()[: len(tokens)]
+            else:
+                reference = self.session.run.reference_logits(prompt.case, tokens)
+            verdict = compare.judge_regret(reference, tokens, self.limits.greedy)
         if verdict.outcome is Outcome.FAIL and "chosen" in verdict.numbers:
             chosen, preferred = int(verdict.numbers["chosen"]), int(verdict.numbers["preferred"])
             verdict = self._name_tokens(verdict, chosen, preferred, "the reference")
         self._conclude(verdict, prompt)
+
+    def _regret_apart(
+        self, prompt: PromptCase, tokens: Sequence[int], inference: Inference, references: ArtifactReferences
+    ) -> Verdict:
+        """Regret against the artifact reference on the device's own text, in multiples of the yardstick there."""
+        arithmetic = inference.arithmetic
+        sequence, prefill = [*prompt.case.tokens, *tokens], len(prompt.case.tokens)
+        choosing = slice(prefill - 1, len(sequence) - 1)
+        reference = references.logits(sequence, prefill, arithmetic)[choosing]
+        yardsticks = references.yardsticks(sequence, prefill, arithmetic)
+        limits = self.policy.implementation_of(arithmetic.compute_class)
+        rows = [found[choosing] for found in yardsticks.values()]
+        return judge_regret(reference, tokens, rows, inference.pooled.get("decode_worst", 0.0), limits.regret)
 
     def suite_agreement(self, prompts: Sequence[PromptCase]) -> None:
         """The share of prompts answered exactly as the golden answers is within the limit."""
@@ -123,7 +160,7 @@ class Judge:
             raise refused
         return found, len(prompts) - len(found)
 
-    def _errors(self, prompt: PromptCase) -> Rows | Verdict:
+    def _errors(self, prompt: PromptCase) -> Rows | Decomposed | Verdict:
         try:
             return self.session.errors(prompt)
         except StageError as error:
@@ -167,24 +204,51 @@ class Judge:
         for name, found in (session.info.ignored if session.info else {}).items():
             lines.append(f"  the runtime ignored {name}: it reads back as {found}")
         if verdict.limits and verdict.outcome is Outcome.FAIL:
-            lines.append(f"  judged as {session.compute_class.value}{self._why_class()}")
+            lines.append(f"  {self._how_judged()}")
         return "\n".join(lines)
 
-    def _why_class(self) -> str:
+    def _how_judged(self) -> str:
         session = self.session
+        if session.inference is not None:
+            return f"the device computes as with {session.inference.arithmetic} (inferred)"
         arithmetic = session.info.arithmetic if session.info else None
         reason = ""
         if session.compute_class is not session.target.precision:
             computes = arithmetic.value if arithmetic else "?"
             reason = f": {session.target.precision.value} weights, but the runtime computes in {computes}"
-        if session.compute_class in (Precision.INT8, Precision.INT4):
-            reason += "; this is the total error, of quantisation and implementation together"
-        return reason
+        if session.undecomposed:
+            reason += f"; this is the total error, which cannot be taken apart: {session.undecomposed}"
+        return f"judged as {session.compute_class.value}{reason}"
 
     def _name_tokens(self, verdict: Verdict, chosen: int, preferred: int, who: str) -> Verdict:
         texts = token_texts(self._checkpoint.path, [chosen, preferred])
         line = f"chose {texts[0]}, {who} prefers {texts[1]}"
         return msgspec.structs.replace(verdict, message=f"{line}\n{verdict.message}" if verdict.message else line)
+
+
+def _both(first: Verdict, second: Verdict) -> Verdict:
+    """Both verdicts in one, which passes where both do."""
+    failed = Outcome.FAIL in (first.outcome, second.outcome)
+    lines = "\n".join(filter(None, (first.message, second.message)))
+    numbers, limits = {**first.numbers, **second.numbers}, {**first.limits, **second.limits}
+    return Verdict(Outcome.FAIL if failed else Outcome.PASS, numbers, limits, lines)
+
+
+def _joined(total: Verdict, quantisation: Verdict, implementation: Verdict) -> Verdict:
+    """One verdict on a prompt whose total error was taken apart; the total itself is recorded and not judged."""
+    numbers = {f"quantisation_{name}": value for name, value in quantisation.numbers.items() if name != "positions"}
+    limits = {f"quantisation_{name}": value for name, value in quantisation.limits.items()}
+    lines = [f"quantisation error: {line}" for line in quantisation.message.splitlines()]
+    if lines and not implementation.message:
+        lines.append("implementation error: within its limits")
+    elif implementation.message and not lines:
+        lines.append(f"quantisation error: within its limits, mean KL {numbers['quantisation_kl_mean']:.3g} nat")
+    message = "\n".join([*implementation.message.splitlines(), *lines]) if lines else ""
+    both = _both(
+        Verdict(quantisation.outcome, {**total.numbers, **numbers}, limits),
+        Verdict(implementation.outcome, implementation.numbers, implementation.limits),
+    )
+    return msgspec.structs.replace(both, message=message)
 
 
 def _with_left_out(verdict: Verdict, left_out: int) -> Verdict:

@@ -65,6 +65,19 @@ class ClassLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     suite: SuiteLimits
 
 
+class ImplementationLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Upper bounds on the implementation error of a compute class, as multiples of its yardstick.
+
+    `mean` and `worst`: centred RMS logit error against the artifact reference over the yardstick's, the mean over
+    positions and the worst position, prefill and decode apart. `regret`: logits by which the reference may prefer
+    another token than the device's, over the yardstick's worst position in decode.
+    """
+
+    mean: Limit
+    worst: Limit
+    regret: Limit
+
+
 class BusyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a busy counter has moved, and when it has stood still: see `harness.attest.weigh`.
 
@@ -87,6 +100,16 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attestation: dict[DeviceKind, EvidenceLevel]
     busy: BusyLimits
     limits: dict[Precision, ClassLimits]
+    implementation: dict[str, ImplementationLimits] = {}
+
+    def implementation_of(self, compute_class: str) -> ImplementationLimits:
+        """The limits on the implementation error of a class such as `fp32+a8`. Raises PolicyError when there are none."""
+        if compute_class not in self.implementation:
+            raise PolicyError(
+                f"the policy has no limits on the implementation error of {compute_class}",
+                f'add a table [implementation."{compute_class}"]',
+            )
+        return self.implementation[compute_class]
 
     def limits_of(self, compute_class: Precision) -> ClassLimits:
         """The limits of a compute class. Raises PolicyError when the policy has none."""
@@ -117,6 +140,9 @@ def read_policy(path: Path) -> Policy:
 def _limits(policy: Policy) -> Iterator[tuple[str, Limit]]:
     for key, limit in msgspec.structs.asdict(policy.busy).items():
         yield f"busy.{key}", limit
+    for name, ratios in policy.implementation.items():
+        for key, limit in msgspec.structs.asdict(ratios).items():
+            yield f"implementation.{name}.{key}", limit
     for precision, found in policy.limits.items():
         for group in ("logits", "greedy", "suite"):
             for key, limit in msgspec.structs.asdict(getattr(found, group)).items():

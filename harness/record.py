@@ -43,6 +43,11 @@ class SessionRecord(msgspec.Struct, frozen=True):
     info: SessionInfo
     artifact: ArtifactRecord
     evidence: Evidence | None
+    arithmetic: str = ""
+    """The arithmetic inferred to be in effect; empty where the total error was not taken apart."""
+    distances: dict[str, float] = {}
+    """Mean centred RMS logit error of every arithmetic that was permitted, in logits."""
+    undecomposed: str = ""
 
 
 class CaseRecord(msgspec.Struct, frozen=True):

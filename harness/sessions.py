@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 
 from harness.artifacts import Artifact
 from harness.backend import Capabilities, SessionInfo
 from harness.compare import Rows, Verdict, compare_logits
+from harness.decompose import ArtifactReferences, Inference, Undecomposed, reference_key
 from harness.device_lock import Holder
+from harness.devices import this_machine
 from harness.errors import (
     NotRun,
     Stage,
@@ -24,16 +28,22 @@ from harness.errors import (
     WorkerDied,
     WorkerTimeout,
 )
+from harness.golden import Case
 from harness.policy import compute_class
 from harness.preparation import prepare
 from harness.run import PromptCase, Run
 from harness.target import Evidence, Precision, Target, matches
+from harness.weights import ArtifactWeights, ReadsWeights
 from harness.worker import Worker
+from harness.yardstick import Decomposed
 
 # A target whose worker has died this often is given up.
 MAX_DEATHS = 3
 
 _CLAIM_SECONDS = 0.5
+# The arithmetic in effect is inferred from so many prompts, of about so many tokens with their answers.
+_PROBES = 6
+_PROBE_TOKENS = 56
 
 T = TypeVar("T")
 
@@ -57,6 +67,10 @@ class TargetSession:
         self._last_evidence: Evidence | None = None
         self._refused: StageError | None = None
         self._computed = False
+        self._references: ArtifactReferences | None = None
+        self.inference: Inference | None = None
+        self.undecomposed = ""
+        """Why the total error is not taken apart; empty where it is, or was not yet asked for."""
 
     def start(self) -> None:
         """Prepare the artifact and load it. Raises StageError with the stage that failed.
@@ -124,9 +138,40 @@ class TargetSession:
         """The class whose limits apply: the coarser of the weights' precision and of the arithmetic read back."""
         return compute_class(self.target.precision, self.info.arithmetic if self.info else None)
 
-    def errors(self, prompt: PromptCase) -> Rows | Verdict:
-        """Teacher-forced logits compared with the golden's, position by position; a verdict if they do not compare."""
+    def errors(self, prompt: PromptCase) -> Rows | Decomposed | Verdict:
+        """Teacher-forced logits compared position by position; a verdict if they do not compare.
+
+        With the golden, and where the artifact's weights can be read with the reference on them as well.
+        """
         return self._remember("logits", prompt, lambda: self._compare(prompt))
+
+    def references(self) -> ArtifactReferences | None:
+        """The references on the artifact's exact weights; None where there are none, and `undecomposed` says why."""
+        if self._references is None and not self.undecomposed:
+            try:
+                self._references = self._open_references()
+            except Undecomposed as error:
+                self.undecomposed = str(error)
+        return self._references
+
+    def weights(self) -> ArtifactWeights:
+        """What the artifact stores. Raises Unsupported where it cannot be read without its runtime."""
+        backend = self.run.backends[self.target.backend]
+        if not isinstance(backend, ReadsWeights):
+            raise Unsupported(f"the backend {backend.name} does not read the weights of its artifacts")
+        try:
+            return backend.dequantized_weights(self._folder(), self.run.settings.checkpoint.config)
+        except Undecomposed as error:
+            raise Unsupported(f"{self.target}: {error}") from None
+
+    def infer(self) -> Inference | None:
+        """The arithmetic in effect, inferred from what the device gives for a few prompts; None without references."""
+        references = self.references()
+        if references is None or self.info is None:
+            return None
+        if self.inference is None:
+            self.inference = references.infer(self.info.permitted, [self._probe(case) for case in self._probes()])
+        return self.inference
 
     def generate(self, prompt: PromptCase) -> list[int]:
         """Greedy tokens by the runtime's own loop, the end token included."""
@@ -153,10 +198,56 @@ class TargetSession:
         return dict(self.info.versions) if self.info else {}
 
     def close(self) -> None:
-        """Stop the worker."""
+        """Stop the workers."""
+        if self._references is not None:
+            self._references.close()
+            self._references = None
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+
+    def _open_references(self) -> ArtifactReferences:
+        """Raises Undecomposed."""
+        if not isinstance(self.run.backends[self.target.backend], ReadsWeights):
+            raise Undecomposed(f"the backend {self.target.backend} does not read the weights of its artifacts")
+        if self.info is None or not self.info.permitted:
+            raise Undecomposed("nothing is known of how the runtime computes")
+        assert self.artifact is not None
+        folder, checkpoint = self._folder(), self.run.settings.checkpoint
+        opening = {"backend": self.target.backend, "artifact": str(folder), "config": checkpoint.config}
+        parts = [self.artifact.sha256, str(self.target), *sorted(map(str, self.versions().items()))]
+        found = ArtifactReferences(
+            lambda: self.run.crew.hire_for("artifact-reference", "pytorch"),
+            opening,
+            reference_key(parts, self.run.settings.fingerprint.key, this_machine().processor),
+        )
+        found.open()
+        return found
+
+    def _folder(self) -> Path:
+        """The folder that the weights are read from. Raises Undecomposed when it is not on this machine."""
+        assert self.artifact is not None
+        if self.info is not None and self.info.capabilities.keeps_weights:
+            if self.target.host is not None:
+                raise Undecomposed(f"the weights are quantised on {self.target.host} while loading")
+            folder = self.run.crew.scratch / f"weights-{str(self.target).replace(':', '-')}"
+            if not folder.is_dir():
+                self._call("invoke", method="keep_weights", arguments={"folder": str(folder)})
+            return folder
+        if not self.artifact.path.is_dir():
+            raise Undecomposed(f"the artifact lies on {self.target.host}")
+        return self.artifact.path
+
+    def _probes(self) -> list[Case]:
+        """A few prompts of middling length, which the session can take."""
+        run, able = self.run, self.info.capabilities if self.info else Capabilities()
+        cases = [case for suite in run.settings.suites for case in run.golden(suite).manifest.cases]
+        fitting = [c for c in cases if not able.refuses(len(c.tokens), len(c.continuation)) and len(c.tokens) > 1]
+        return sorted(fitting, key=lambda case: abs(len(case.sequence) - _PROBE_TOKENS))[:_PROBES]
+
+    def _probe(self, case: Case) -> tuple[tuple[int, ...], int, Any]:
+        logits = self._call("teacher_force", prompt=list(case.tokens), continuation=list(case.continuation))
+        return case.sequence, len(case.tokens), np.nan_to_num(logits)
 
     def _claim(self, worker: Worker) -> None:
         """Wait until no other process uses the target's device; a CPU is shared."""
@@ -178,12 +269,18 @@ class TargetSession:
                 told = True
             time.sleep(_CLAIM_SECONDS)
 
-    def _compare(self, prompt: PromptCase) -> Rows | Verdict:
+    def _compare(self, prompt: PromptCase) -> Rows | Decomposed | Verdict:
         case = prompt.case
         self._check_length(prompt, len(case.continuation))
         logits = self._call("teacher_force", prompt=list(case.tokens), continuation=list(case.continuation))
         whole = self.info is None or self.info.capabilities.whole_prompt_logits
-        return compare_logits(prompt.logits(), logits, len(case.tokens), whole_prompt=whole)
+        golden = prompt.logits()
+        total = compare_logits(golden, logits, len(case.tokens), whole_prompt=whole)
+        inference = self.infer() if isinstance(total, Rows) else None
+        if inference is None or isinstance(total, Verdict):
+            return total
+        assert self._references is not None
+        return self._references.decompose(golden, logits, total, case.sequence, len(case.tokens), inference)
 
     def _generate(self, prompt: PromptCase) -> list[int]:
         case = prompt.case

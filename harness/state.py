@@ -188,8 +188,17 @@ class State:
         made = ArtifactRecord(
             artifact.origin, artifact.recipe, artifact.sha256, artifact.bytes, artifact.versions, artifact.command
         )
+        inference = session.inference
         return SessionRecord(
-            str(session.target), session.kind, session.compute_class, session.info, made, session.known_evidence
+            target=str(session.target),
+            kind=session.kind,
+            compute_class=session.compute_class,
+            info=session.info,
+            artifact=made,
+            evidence=session.known_evidence,
+            arithmetic=str(inference.arithmetic) if inference else "",
+            distances=inference.distances if inference else {},
+            undecomposed=session.undecomposed,
         )
 
     def enter(self, found: SessionRecord) -> None:

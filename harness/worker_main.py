@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 
 from harness import __version__
+from harness.arithmetic import Arithmetic
 from harness.artifacts import Artifact, ensure_exported
 from harness.backend import (
     Backend,
@@ -35,10 +36,11 @@ from harness.backend import (
 )
 from harness.checkpoint import open_checkpoint
 from harness.device_lock import DeviceLock
-from harness.errors import HarnessError
+from harness.errors import ArtifactError, HarnessError
 from harness.orphans import PARENT, die_with, lead_group
 from harness.outpost import Outpost
 from harness.target import DeviceKind, Target
+from harness.weights import ReadsWeights
 from harness.wire import pack, unpack
 from harness.witness import Witness
 
@@ -182,6 +184,7 @@ class Host:
         self._witness: Witness | None = None
         self._outpost = Outpost()
         self._lock: DeviceLock | None = None
+        self._reference: Any = None
 
     def answer(self, request: tuple[str, dict[str, Any]]) -> tuple[Any, ...]:
         """Carry out one request; whatever it raises becomes the answer, and the worker lives on."""
@@ -281,6 +284,29 @@ class Host:
         if method.startswith("_"):
             raise AttributeError(method)
         return getattr(self._loaded(), method)(**arguments)
+
+    def do_open_reference(self, backend: str, artifact: str, config: dict[str, Any]) -> str:
+        """Read the exact weights of an artifact, to compute references with; returns why they cannot be read, or ""."""
+        from harness.reference.artifact import ArtifactReference
+
+        self._reference = None  # the memory of the one before is needed
+        reader = load_backend(backend)
+        if not isinstance(reader, ReadsWeights):
+            return f"the backend {backend} does not read the weights of its artifacts"
+        try:
+            self._reference = ArtifactReference(reader.dequantized_weights(Path(artifact), config), config)
+        except ArtifactError as error:
+            return error.problem
+        return ""
+
+    def do_reference_logits(self, tokens: list[int], prefill: int, arithmetic: dict[str, Any]) -> Any:
+        """Logits of the reference in an arithmetic; see `ArtifactReference.logits`."""
+        asked = msgspec.convert(arithmetic, Arithmetic)
+        return self._reference.logits([(tokens, prefill)], asked)[0]
+
+    def do_yardsticks(self, tokens: list[int], prefill: int, arithmetic: dict[str, Any]) -> Any:
+        """How far honest variants lie from the reference; see `ArtifactReference.yardsticks`."""
+        return self._reference.yardsticks(tokens, prefill, msgspec.convert(arithmetic, Arithmetic))
 
     def _opened(self) -> Backend:
         if self._backend is None:

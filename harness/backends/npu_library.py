@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.backend import DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
+from harness.arithmetic import Arithmetic, CachePrecision, Weights
+from harness.backend import Capabilities, DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
 from harness.backends.causal_lm import CausalLMSession
 from harness.backends.npu_library_weights import KeptWeights, keep
 from harness.errors import UsageError
@@ -115,16 +116,26 @@ class NpuLibrarySession(CausalLMSession):
 def _info(model: Any, options: Mapping[str, str]) -> SessionInfo:
     layers = [type(module) for module in model.modules()]
     compiled = [layer.__name__ for layer in layers if layer.__module__.startswith("intel_npu_acceleration_library")]
+    arithmetic = _arithmetic()
     return SessionInfo(
         vocabulary=int(model.config.vocab_size),
-        arithmetic=_arithmetic(),
+        arithmetic=arithmetic,
         properties={
             "attention": str(model.config._attn_implementation),
             **{f"compiled_{name}": str(compiled.count(name)) for name in sorted(set(compiled))},
         },
         versions=versions_of((_DISTRIBUTION, "openvino", "neural-compressor", "torch", "transformers")),
         load_options=dict(options),
+        permitted=_permitted(arithmetic),
+        capabilities=Capabilities(keeps_weights=True),
     )
+
+
+def _permitted(arithmetic: Precision | None) -> tuple[Arithmetic, ...]:
+    """Linear layers in the device's half precision; between them FP16 tensors of torch, the cache among them."""
+    operators = arithmetic if arithmetic in (Precision.FP16, Precision.BF16) else Precision.FP16
+    roundings = (Weights.EXACT, Weights.F16, Weights.BF16)
+    return tuple(Arithmetic(operators, 0, CachePrecision.F16, weights) for weights in roundings)
 
 
 def _arithmetic() -> Precision | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.arithmetic import Arithmetic, CachePrecision, Weights, caches_up_to
 from harness.backend import (
     Capabilities,
     DeviceReport,
@@ -88,6 +90,8 @@ _KNOWN_OPTIONS = {
     "INFERENCE_PRECISION_HINT": ("f32", "bf16", "f16"),
     "EXECUTION_MODE_HINT": ("ACCURACY", "PERFORMANCE"),
 }
+# Larger group sizes of dynamic quantisation stand for a whole row, on devices that this was never run on.
+_WHOLE_ROW = 1 << 16
 _REMEDIES = {
     "gpu": "needs an Intel GPU and its compute runtime: on Linux intel-opencl-icd and membership of the render group, "
     "on Windows the graphics driver",
@@ -214,6 +218,7 @@ def _info(model: Any, target: Target, options: Mapping[str, str]) -> SessionInfo
 
         arithmetic = npuw.arithmetic(openvino.Core(), target.base_device, properties, options)
         capabilities = npuw.capabilities(properties, options)
+    is_npu = "NPUW_DEVICES" in properties
     return SessionInfo(
         vocabulary=int(model.config.vocab_size),
         arithmetic=arithmetic,
@@ -221,6 +226,26 @@ def _info(model: Any, target: Target, options: Mapping[str, str]) -> SessionInfo
         versions=versions_of(("openvino", "optimum-intel", "transformers", "torch")),
         capabilities=capabilities,
         load_options=dict(options),
+        permitted=npuw.permitted(arithmetic) if is_npu else _permitted(properties, arithmetic, target.base_device),
+    )
+
+
+def _permitted(properties: Mapping[str, str], arithmetic: Precision | None, device: str) -> tuple[Arithmetic, ...]:
+    """What the plugin may do by the properties read back, each of which it may also leave undone.
+
+    DYNAMIC_QUANTIZATION_GROUP_SIZE reads back 32 on processors where it has no effect, and a CPU's products of half
+    precision do without it. "dynamic", as the precision of ACCURACY mode, means that nothing is computed below FP32.
+    """
+    stated = {cache.value: cache for cache in CachePrecision}.get(properties.get("KV_CACHE_PRECISION", ""))
+    caches = caches_up_to(stated) if stated is not None else tuple(CachePrecision)
+    size = properties.get("DYNAMIC_QUANTIZATION_GROUP_SIZE", "0")
+    operators = arithmetic or Precision.FP32
+    able = device != "cpu" or operators is Precision.FP32
+    blocks = (0, int(size)) if able and size.isdigit() and 0 < int(size) < _WHOLE_ROW else (0,)
+    roundings = {Precision.FP16: (Weights.EXACT, Weights.F16), Precision.BF16: (Weights.EXACT, Weights.BF16)}
+    return tuple(
+        Arithmetic(operators, block, cache, weights)
+        for block, cache, weights in itertools.product(blocks, caches, roundings.get(operators, (Weights.EXACT,)))
     )
 
 

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.arithmetic import Arithmetic, CachePrecision, Weights, caches_up_to
 from harness.backend import Capabilities
 from harness.cache import cache_root
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision
@@ -121,6 +123,16 @@ def arithmetic(core: Any, base_device: str, properties: Mapping[str, str], optio
     if hint == "f32" and properties.get("NPUW_F16IC") == "True":
         return Precision.FP16
     return {"f32": Precision.FP32, "f16": Precision.FP16, "bf16": Precision.BF16}.get(hint)
+
+
+def permitted(computes: Precision | None) -> tuple[Arithmetic, ...]:
+    """What an NPUW session may do: half precision at the parts' borders or throughout, an FP16 cache or a finer one."""
+    operators = computes or Precision.FP16
+    roundings = (Weights.EXACT,) if operators is Precision.FP32 else tuple(Weights)
+    return tuple(
+        Arithmetic(operators, 0, cache, weights)
+        for cache, weights in itertools.product(caches_up_to(CachePrecision.F16), roundings)
+    )
 
 
 def compile_cache(core: Any, version: str, base_device: str) -> Path | None:

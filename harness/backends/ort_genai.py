@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import dxgi
+from harness.arithmetic import Arithmetic, CachePrecision, Weights
 from harness.backend import (
     DeviceReport,
     Recipe,
@@ -25,8 +27,10 @@ from harness.backend import (
     versions_of,
 )
 from harness.backends.ort_artifact import check_export, providers, read_config
+from harness.backends.ort_graph import Graph, whole
 from harness.backends.ort_profile import evidence_of, read_profile
 from harness.backends.ort_weights import OrtWeights
+from harness.errors import ArtifactError
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 from harness.weights import ArtifactWeights
 
@@ -43,6 +47,8 @@ _PRECISIONS = {
 # Tokens that a generator's cache holds to begin with; it is made anew, twice as long, for more.
 _ROOM = 4096
 # Graph capture is on by default in both; captured graphs have given wrong logits on some devices.
+# MatMulNBits' accuracy_level at which ONNX Runtime takes int8 activations.
+_INT8_ACTIVATIONS = 4
 _LOAD_OPTIONS = {
     "dml": {"enable_graph_capture": ("0", "1"), "disable_metacommands": ("0", "1")},
     "cuda": {"enable_cuda_graph": ("0", "1")},
@@ -114,9 +120,10 @@ class OrtGenAIBackend:
             self.choose_provider(config, target, settings, {**device, **options})
             return config
 
+        permitted = _permitted(artifact, target)
         kind = self.devices[target.base_device]
         placed = None if kind is DeviceKind.CPU else _profile(og, configure(), target.index)
-        return OrtGenAISession(og, og.Model(configure()), settings, {**device}, placed, options)
+        return OrtGenAISession(og, og.Model(configure()), settings, {**device}, placed, options, permitted)
 
     def choose_provider(
         self, config: Any, target: Target, settings: Mapping[str, Any], options: Mapping[str, str]
@@ -149,6 +156,7 @@ class OrtGenAISession:
         device: Mapping[str, str],
         placed: Evidence | None,
         options: Mapping[str, str],
+        permitted: tuple[Arithmetic, ...] = (),
     ) -> None:
         self._og = og
         self._model = model
@@ -163,6 +171,7 @@ class OrtGenAISession:
             properties={"device_type": str(model.device_type), **device},
             versions=versions_of((*_BUILDS, "onnxruntime", "onnxruntime-directml")),
             load_options=dict(options),
+            permitted=permitted,
         )
 
     @property
@@ -224,6 +233,24 @@ class OrtGenAISession:
         params = self._og.GeneratorParams(self._model)
         params.set_search_options(do_sample=False, num_beams=1, max_length=max_length)
         return self._og.Generator(self._model, params)
+
+
+def _permitted(artifact: Path, target: Target) -> tuple[Arithmetic, ...]:
+    """FP32 on the CPU, with int8 activations in the blocks of products that state accuracy level 4; half precision on a GPU.
+
+    Empty where the graph cannot be read: the session is judged by its total error then.
+    """
+    if target.base_device != "cpu":
+        operators = target.precision if target.precision in (Precision.FP32, Precision.BF16) else Precision.FP16
+        roundings = (Weights.EXACT, Weights.F16) if operators is Precision.FP16 else (Weights.EXACT,)
+        caches = (CachePrecision.F32, CachePrecision.F16)
+        return tuple(Arithmetic(operators, 0, c, w) for c, w in itertools.product(caches, roundings))
+    try:
+        nodes = [node for node in Graph(artifact).nodes if node.op_type == "MatMulNBits"]
+    except ArtifactError:
+        return ()
+    blocks = {whole(node, "block_size") for node in nodes if whole(node, "accuracy_level", 0) == _INT8_ACTIVATIONS}
+    return tuple(Arithmetic(Precision.FP32, block) for block in sorted({0, *blocks}))
 
 
 def _profile(og: Any, config: Any, index: int | None) -> Evidence:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.arithmetic import Arithmetic, CachePrecision, Weights
 from harness.backend import DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
 from harness.backends.causal_lm import CausalLMSession
 from harness.backends.checkpoint_weights import CheckpointWeights
@@ -24,6 +25,12 @@ REFERENCE_OPTIONS = {"attention": "eager", "deterministic": "yes"}
 
 _KNOWN_OPTIONS = {"attention": ("eager", "sdpa"), "deterministic": ("yes",)}
 _KINDS = {"cpu": DeviceKind.CPU, "cuda": DeviceKind.GPU, "xpu": DeviceKind.GPU, "mps": DeviceKind.GPU}
+# Weights and cache are of the model's dtype.
+_PERMITTED = {
+    Precision.FP32: (Arithmetic(),),
+    Precision.FP16: (Arithmetic(Precision.FP16, 0, CachePrecision.F16, Weights.F16),),
+    Precision.BF16: (Arithmetic(Precision.BF16, 0, CachePrecision.BF16, Weights.BF16),),
+}
 _REMEDIES = {
     "cuda": "needs an NVIDIA GPU, its driver and a CUDA build of torch: python -m pip install torch",
     "xpu": "needs an Intel GPU, its driver and an XPU build of torch (see pytorch.org, 'Intel GPU')",
@@ -169,6 +176,7 @@ def _info(torch: Any, model: Any, options: Mapping[str, str]) -> SessionInfo:
         properties=properties,
         versions=versions_of(("torch", "transformers")),
         load_options=dict(options),
+        permitted=_PERMITTED.get(arithmetic.get(model.dtype, Precision.FP32), ()),
     )
 
 

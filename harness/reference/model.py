@@ -7,28 +7,26 @@ attend to keys and values as they were computed, rows after it to what the cache
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
 
 from harness import phi3_float64
 from harness.arithmetic import Arithmetic
+from harness.layout import EMBEDDING, HEAD, NORM
 from harness.reference.kernels import PLAIN, Kernels, Tensor, Variant
 
-EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
-
-class Weight(msgspec.Struct):
+class Weight(NamedTuple):
     """A tensor in FP32, and whether its artifact holds it as integer codes."""
 
-    values: Any
+    values: Tensor
     quantised: bool = False
 
 
-class Sequence_(msgspec.Struct, frozen=True):
+class TokenSequence(msgspec.Struct, frozen=True):
     """Token ids, of which the first `prefill` are fed at once."""
 
     tokens: tuple[int, ...]
@@ -54,7 +52,7 @@ class Phi3:
 
     def logits(
         self,
-        sequences: Sequence[Sequence_],
+        sequences: Sequence[TokenSequence],
         arithmetic: Arithmetic,
         variant: Variant = PLAIN,
         tap: Tap | None = None,
@@ -63,7 +61,7 @@ class Phi3:
         with torch.inference_mode():
             return self._logits(sequences, Kernels(arithmetic, variant), tap or (lambda *_: None))
 
-    def _logits(self, sequences: Sequence[Sequence_], kernels: Kernels, tap: Tap) -> list[Tensor]:
+    def _logits(self, sequences: Sequence[TokenSequence], kernels: Kernels, tap: Tap) -> list[Tensor]:
         embedding = self._weights[EMBEDDING].values
         states = [kernels.round(embedding[torch.tensor(s.tokens)]) for s in sequences]
         states = [_tapped(tap, i, "model.embed_tokens", x) for i, x in enumerate(states)]
@@ -81,7 +79,7 @@ class Phi3:
     def _layer(
         self,
         layer: int,
-        sequences: Sequence[Sequence_],
+        sequences: Sequence[TokenSequence],
         states: list[Tensor],
         rotations: list[tuple[Tensor, Tensor]],
         kernels: Kernels,
@@ -111,7 +109,8 @@ class Phi3:
         query = kernels.between(_rotate(_by_head(q, size), rotation))
         key, value = kernels.between(_rotate(_by_head(k, size), rotation)), _by_head(v, size)
         visible = self._visible(n)
-        rows = [self._attend(kernels, query[:, :prefill], key[:, :prefill], value[:, :prefill], visible[:prefill, :prefill])]
+        fresh = key[:, :prefill], value[:, :prefill]
+        rows = [self._attend(kernels, query[:, :prefill], *fresh, visible[:prefill, :prefill])]
         if prefill < n:
             kept = kernels.cached(key), kernels.cached(value)
             rows.append(self._attend(kernels, query[:, prefill:], *kept, visible[prefill:]))
@@ -148,8 +147,3 @@ def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     r = cosine.shape[-1]
     first, second, rest = x[..., :r], x[..., r : 2 * r], x[..., 2 * r :]
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine, rest], dim=-1)
-
-
-def head_scale(size: int) -> float:
-    """The scale of attention scores."""
-    return 1.0 / math.sqrt(size)

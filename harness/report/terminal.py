@@ -43,7 +43,7 @@ def _table(judged: dict[str, list[CaseRecord]], sessions: dict[str, SessionRecor
     present = [outcome for outcome in _ORDER if any(c.outcome == outcome for cases in judged.values() for c in cases)]
     for outcome in present:
         table.add_column(outcome, justify="right", no_wrap=True)
-    for name in ("mean KL", "worst KL", "top-1", "greedy", "computes in"):
+    for name in ("mean KL", "worst KL", "quant. KL", "impl.", "top-1", "greedy", "computes in"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("evidence", no_wrap=True)
     for target, cases in judged.items():
@@ -72,9 +72,20 @@ def _figures(cases: Sequence[CaseRecord]) -> list[str]:
         top1 = f"{100 * sum(r['top1'] * r['positions'] for r in rows) / positions:.2f} %"
     else:
         mean = worst = top1 = "-"
+    quantisation, implementation = _apart([row for row in rows if "quantisation_kl_mean" in row])
     matches = [c.numbers["match"] for c in cases if c.test == "test_greedy_match" and "match" in c.numbers]
     greedy = f"{int(sum(matches))}/{len(matches)}" if matches else "-"
-    return [mean, worst, top1, greedy]
+    return [mean, worst, quantisation, implementation, top1, greedy]
+
+
+def _apart(rows: Sequence[dict[str, float]]) -> tuple[str, str]:
+    """Mean KL of the quantisation error, and the worst prompt's implementation error in yardsticks."""
+    positions = sum(row["positions"] for row in rows)
+    if not positions:
+        return "-", "-"
+    mean = sum(row["quantisation_kl_mean"] * row["positions"] for row in rows) / positions
+    ratios = [value for row in rows for name, value in row.items() if name.startswith("ratio_") and "mean" in name]
+    return f"{mean:.1e}", f"{max(ratios, default=0.0):.2g} x"
 
 
 def _computes_in(session: SessionRecord | None) -> str:
@@ -94,10 +105,14 @@ def render(table: Table, width: int, encoding: str) -> str:
 
 def _footnotes(sessions: Sequence[SessionRecord]) -> str:
     lines = [
-        "KL in nat, golden against target, over all positions that compared; greedy: prompts answered as the golden."
+        "KL in nat, golden against target, over all positions that compared; greedy: prompts answered as the golden.",
+        "quant. KL: golden against FP32 on the artifact's exact weights. impl.: device against that, in yardsticks (worst "
+        "prompt).",
     ]
-    if any(s.compute_class.value.startswith("int") for s in sessions):
-        lines.append("INT8 and INT4: the total error, of quantisation and implementation together.")
+    inferred = [f"{s.target} with {s.arithmetic}" for s in sessions if s.arithmetic not in ("", "fp32 operators")]
+    if inferred:
+        lines.append(f"Found to compute: {'; '.join(inferred)}.")
+    lines += [f"Only the total error of {s.target} is judged: {s.undecomposed}." for s in sessions if s.undecomposed]
     coarser = [s.target for s in sessions if s.compute_class.value not in s.target]
     if coarser:
         lines.append(f"Judged by the arithmetic that the runtime reports, not by the weights: {', '.join(coarser)}.")

@@ -46,7 +46,7 @@ def test_greedy_matches_are_counted(make_record: MakeRecord, make_case: MakeCase
 def test_a_target_without_figures_shows_dashes_and_no_nan(make_record: MakeRecord, make_case: MakeCase) -> None:
     record = make_record(cases=[make_case(outcome="ERROR", stage="load", numbers={}, message="crashed")], sessions=[])
     text = summarise(record, 120, "utf-8")
-    assert _row(text, "openvino:cpu:int4").split() == ["openvino:cpu:int4", "1", *"------"]
+    assert _row(text, "openvino:cpu:int4").split() == ["openvino:cpu:int4", "1", *"--------"]
     assert "nan" not in text.lower()
 
 

@@ -1,0 +1,183 @@
+"""Taking the total error of a target apart: the reference on its artifact's exact weights, in its own arithmetic.
+
+The reference is computed in a worker that has PyTorch, and kept in the user's cache by the artifact's hash. Which
+arithmetic is in effect is not believed but found: of those that the runtime permits itself, the one whose reference
+lies nearest to what the device gave for a few prompts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from harness import __version__, metrics
+from harness.arithmetic import Arithmetic
+from harness.cache import cache_root
+from harness.compare import Rows
+from harness.errors import Stage, StageError
+from harness.worker import Worker
+from harness.yardstick import Decomposed, pool
+
+Logits = NDArray[np.float32]
+
+_WORTH_KEEPING_SECONDS = 0.5
+# Answers kept in memory: the probes of an inference are asked for once a candidate, a prompt's a few times in a row.
+_HELD = 8
+
+
+class Undecomposed(Exception):
+    """Why the error of a target cannot be taken apart: its artifact's weights cannot be read."""
+
+
+class Inference(msgspec.Struct, frozen=True):
+    """The arithmetic found to be in effect, and by how much: mean centred RMS logit error of every candidate.
+
+    All in logits. `pooled`: the yardstick of the prompts that it was inferred from, see `harness.yardstick.pool`.
+    """
+
+    arithmetic: Arithmetic
+    distances: dict[str, float]
+    pooled: dict[str, float]
+
+
+class ArtifactReferences:
+    """The references of one artifact, computed by a worker that `hire` gives.
+
+    Raises Undecomposed where the artifact's weights cannot be read, StageError(compare) when computing fails.
+    """
+
+    def __init__(self, hire: Callable[[], Worker], opening: dict[str, Any], key: str) -> None:
+        self._hire = hire
+        self._opening = opening
+        self._folder = cache_root() / "references" / key
+        self._worker: Worker | None = None
+        self._held: dict[str, dict[str, NDArray[Any]]] = {}
+
+    def logits(self, tokens: Sequence[int], prefill: int, arithmetic: Arithmetic) -> Logits:
+        """`[n, V]` float32: n token ids, the first `prefill` of them fed at once."""
+        asked = {"tokens": list(tokens), "prefill": prefill, "arithmetic": arithmetic.systematic}
+        return self._remember("logits", asked, lambda: {"logits": self._ask("reference_logits", asked)})["logits"]
+
+    def yardsticks(self, tokens: Sequence[int], prefill: int, arithmetic: Arithmetic) -> dict[str, NDArray[np.float64]]:
+        """Centred RMS logit errors `[n]` of every honest variant of the arithmetic, in logits."""
+        asked = {"tokens": list(tokens), "prefill": prefill, "arithmetic": arithmetic}
+        return self._remember("yardsticks", asked, lambda: dict(self._ask("yardsticks", asked)))
+
+    def infer(
+        self, permitted: Sequence[Arithmetic], probes: Sequence[tuple[Sequence[int], int, Logits]]
+    ) -> Inference:
+        """Which of the permitted ways of computing is nearest to what the device gave for the probes."""
+        scores = {arithmetic: self._distance(arithmetic, probes) for arithmetic in permitted}
+        nearest = min(scores, key=lambda a: scores[a])
+        yardsticks = [(prefill, self.yardsticks(tokens, prefill, nearest)) for tokens, prefill, _ in probes]
+        return Inference(nearest, {str(a): score for a, score in scores.items()}, pool(yardsticks))
+
+    def _distance(self, arithmetic: Arithmetic, probes: Sequence[tuple[Sequence[int], int, Logits]]) -> float:
+        found = []
+        for tokens, prefill, device in probes:
+            reference = self.logits(tokens, prefill, arithmetic)
+            found.append(metrics.centred_rms_error(reference[-device.shape[0] :], device))
+        return float(np.concatenate(found).mean())
+
+    def decompose(
+        self, golden: Logits, device: Logits, total: Rows, tokens: Sequence[int], prefill: int, inference: Inference
+    ) -> Decomposed:
+        """The errors of one prompt; `total` has been compared, so the shapes agree."""
+        arithmetic = inference.arithmetic
+        exact = self.logits(tokens, prefill, Arithmetic())
+        reference = self.logits(tokens, prefill, arithmetic)
+        first = total.first
+        return Decomposed(
+            total=total,
+            quantisation=Rows(metrics.compare_rows(golden[first:], exact[first:]), first),
+            implementation=Rows(metrics.compare_rows(reference[first:], device), first),
+            yardsticks=self.yardsticks(tokens, prefill, arithmetic),
+            prefill=prefill,
+            compute_class=arithmetic.compute_class,
+            pooled=inference.pooled,
+        )
+
+    def open(self) -> None:
+        """Have a worker read the weights, if none has."""
+        if self._worker is not None and self._worker.running:
+            return
+        self._worker = self._hire()
+        self._worker.start()
+        reason = self._worker.call(Stage.LOAD, "open_reference", **self._opening)
+        if reason:
+            self.close()
+            raise Undecomposed(reason)
+
+    def close(self) -> None:
+        """Stop the worker."""
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
+    def _ask(self, operation: str, asked: dict[str, Any]) -> Any:
+        try:
+            self.open()
+            assert self._worker is not None
+            return self._worker.call(Stage.RUN, operation, **asked)
+        except StageError as error:
+            raise StageError(
+                Stage.COMPARE, f"the artifact reference cannot be computed: {error.problem}", error.remedy
+            ) from None
+
+    def _remember(
+        self, what: str, asked: dict[str, Any], compute: Callable[[], dict[str, NDArray[Any]]]
+    ) -> dict[str, NDArray[Any]]:
+        """From memory, from the disk, or computed; kept on disk where computing takes longer than reading would.
+
+        A file that cannot be read is made anew; a full disk keeps nothing.
+        """
+        name = hashlib.sha256(what.encode() + msgspec.json.encode(asked)).hexdigest()[:24]
+        if name not in self._held:
+            path = self._folder / f"{name}.safetensors"
+            found = _read(path)
+            if found is None:
+                began = time.monotonic()
+                found = {key: np.ascontiguousarray(value) for key, value in compute().items()}
+                if time.monotonic() - began > _WORTH_KEEPING_SECONDS:
+                    _keep(path, found)
+            self._held = dict([*self._held.items(), (name, found)][-_HELD:])
+        return self._held[name]
+
+
+def reference_key(artifact: Sequence[str], checkpoint_key: str, processor: str) -> str:
+    """The folder of an artifact's references: what they are computed from, and by what.
+
+    FP32 results differ in their last bits between processors, so the processor is part of it; so is this code.
+    """
+    source = hashlib.sha256()
+    for path in sorted((Path(__file__).parent / "reference").glob("*.py")):
+        source.update(path.read_bytes())
+    parts = [*artifact, checkpoint_key, processor, __version__, source.hexdigest()]
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:24]
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]] | None:
+    try:
+        with safe_open(path, framework="np") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+    except (OSError, SafetensorError):
+        return None
+
+
+def _keep(path: Path, found: dict[str, NDArray[Any]]) -> None:
+    partial = path.with_suffix(f".partial-{id(found)}")
+    with contextlib.suppress(OSError, SafetensorError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(found, partial)
+        partial.replace(path)
+    partial.unlink(missing_ok=True)
