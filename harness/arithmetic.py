@@ -61,7 +61,7 @@ class Arithmetic(msgspec.Struct, frozen=True, order=True):
 
     @property
     def systematic(self) -> Arithmetic:
-        """The part of it that a reference can repeat: rounding at operators' borders is chaotic, and left to yardsticks."""
+        """The part that a reference can repeat: rounding at operators' borders is chaotic, and left to yardsticks."""
         return msgspec.structs.replace(self, operators=Precision.FP32)
 
     def __str__(self) -> str:

@@ -73,9 +73,7 @@ class ArtifactReferences:
         asked = {"tokens": list(tokens), "prefill": prefill, "arithmetic": arithmetic}
         return self._remember("yardsticks", asked, lambda: dict(self._ask("yardsticks", asked)))
 
-    def infer(
-        self, permitted: Sequence[Arithmetic], probes: Sequence[tuple[Sequence[int], int, Logits]]
-    ) -> Inference:
+    def infer(self, permitted: Sequence[Arithmetic], probes: Sequence[tuple[Sequence[int], int, Logits]]) -> Inference:
         """Which of the permitted ways of computing is nearest to what the device gave for the probes."""
         scores = {arithmetic: self._distance(arithmetic, probes) for arithmetic in permitted}
         nearest = min(scores, key=lambda a: scores[a])

@@ -18,12 +18,16 @@ from harness.checkpoint import Checkpoint
 from harness.compare import Outcome, Rows, Verdict
 from harness.decompose import ArtifactReferences, Inference
 from harness.errors import StageError, Unsupported
+from harness.findings import AuditReport
 from harness.policy import ClassLimits, Policy
 from harness.run import PromptCase
 from harness.sessions import TargetSession
 from harness.yardstick import Decomposed, judge_implementation, judge_regret
 
 T = TypeVar("T")
+
+# Findings of an audit that a failure spells out.
+_SENTENCES = 6
 
 
 class CaseFailed(Exception):
@@ -62,6 +66,18 @@ class Judge:
         elif isinstance(found, Rows):
             found = compare.judge_logits(found, self.limits.logits, len(prompt.case.tokens))
         self._conclude(found, prompt)
+
+    def weights(self, report: AuditReport) -> None:
+        """The artifact stores what its scheme makes of the checkpoint. No device has a part in this."""
+        sentences = [finding.sentence for finding in report.findings[:_SENTENCES]]
+        if report.count > len(sentences):
+            sentences.append(f"{report.count} findings in all: phi3-conformance audit")
+        lines = [f"weight audit: {sentence}" for sentence in sentences or ["the artifact holds no tensors"]]
+        numbers = {"tensors": float(len(report.tensors)), "findings": float(report.count)}
+        if report.clean:
+            self._keep(Verdict(Outcome.PASS, numbers, {"findings": 0.0}), None)
+        else:
+            self._keep(Verdict(Outcome.FAIL, numbers, {"findings": 0.0}, "\n".join(lines)), None)
 
     def _apart(self, found: Decomposed, prompt_length: int) -> Verdict:
         policy = self.policy
@@ -187,6 +203,10 @@ class Judge:
             lines.append("what it computed would fail, too:\n" + verdict.message)
         if evidence.outcome is not Outcome.PASS and (verdict.outcome is Outcome.PASS or len(lines) > 1):
             verdict = msgspec.structs.replace(verdict, outcome=evidence.outcome, message="\n".join(lines))
+        self._keep(verdict, prompt)
+
+    def _keep(self, verdict: Verdict, prompt: PromptCase | None) -> None:
+        """Keep a verdict, and raise it unless it is PASS."""
         self.verdicts.append(verdict)
         if verdict.outcome is not Outcome.PASS:
             raise CaseFailed(msgspec.structs.replace(verdict, message=self._explain(verdict, prompt)))

@@ -103,7 +103,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     implementation: dict[str, ImplementationLimits] = {}
 
     def implementation_of(self, compute_class: str) -> ImplementationLimits:
-        """The limits on the implementation error of a class such as `fp32+a8`. Raises PolicyError when there are none."""
+        """The limits on the implementation error of a class such as `fp32+a8`. Raises PolicyError if there are none."""
         if compute_class not in self.implementation:
             raise PolicyError(
                 f"the policy has no limits on the implementation error of {compute_class}",

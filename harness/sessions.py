@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from harness.artifacts import Artifact
+from harness.audit import audit
 from harness.backend import Capabilities, SessionInfo
 from harness.compare import Rows, Verdict, compare_logits
 from harness.decompose import ArtifactReferences, Inference, Undecomposed, reference_key
@@ -28,12 +29,13 @@ from harness.errors import (
     WorkerDied,
     WorkerTimeout,
 )
+from harness.findings import AuditReport
 from harness.golden import Case
 from harness.policy import compute_class
 from harness.preparation import prepare
 from harness.run import PromptCase, Run
 from harness.target import Evidence, Precision, Target, matches
-from harness.weights import ArtifactWeights, ReadsWeights
+from harness.weights import ReadsWeights
 from harness.worker import Worker
 from harness.yardstick import Decomposed
 
@@ -154,15 +156,17 @@ class TargetSession:
                 self.undecomposed = str(error)
         return self._references
 
-    def weights(self) -> ArtifactWeights:
-        """What the artifact stores. Raises Unsupported where it cannot be read without its runtime."""
+    def audit(self) -> AuditReport:
+        """The audit of the artifact's weights. Raises Unsupported where they cannot be read without its runtime."""
         backend = self.run.backends[self.target.backend]
         if not isinstance(backend, ReadsWeights):
             raise Unsupported(f"the backend {backend.name} does not read the weights of its artifacts")
         try:
-            return backend.dequantized_weights(self._folder(), self.run.settings.checkpoint.config)
+            folder = self._folder()
         except Undecomposed as error:
             raise Unsupported(f"{self.target}: {error}") from None
+        checkpoint = self.run.settings.checkpoint
+        return audit(backend.dequantized_weights(folder, checkpoint.config), checkpoint)
 
     def infer(self) -> Inference | None:
         """The arithmetic in effect, inferred from what the device gives for a few prompts; None without references."""

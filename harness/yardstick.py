@@ -44,7 +44,7 @@ class Decomposed(msgspec.Struct, frozen=True):
 
 
 def pool(yardsticks: Sequence[tuple[int, Mapping[str, Floats]]]) -> dict[str, float]:
-    """The yardstick of some prompts together, each with its prefill: `prefill_mean`, `decode_worst` and so on, in logits.
+    """The yardstick of prompts together, each with its prefill: `prefill_mean`, `decode_worst` and so on, in logits.
 
     Where rounding is chaotic a short prompt may meet no value that rounds the other way, and its own yardstick is then
     that of FP32, while the device meets one. No prompt is judged by less than by what its target's prompts show.

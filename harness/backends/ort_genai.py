@@ -236,7 +236,7 @@ class OrtGenAISession:
 
 
 def _permitted(artifact: Path, target: Target) -> tuple[Arithmetic, ...]:
-    """FP32 on the CPU, with int8 activations in the blocks of products that state accuracy level 4; half precision on a GPU.
+    """FP32 on the CPU, with int8 activations by block where products state accuracy level 4; half precision on a GPU.
 
     Empty where the graph cannot be read: the session is judged by its total error then.
     """

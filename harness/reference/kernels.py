@@ -8,13 +8,13 @@ otherwise (sum in another order, fuse operators, attend by another kernel) is a 
 from __future__ import annotations
 
 import math
+
 import msgspec
 import torch
+from torch import Tensor
 
 from harness.arithmetic import Arithmetic, CachePrecision
 from harness.target import Precision
-
-Tensor = torch.Tensor
 
 _DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 _CACHES = {CachePrecision.F16: torch.float16, CachePrecision.BF16: torch.bfloat16}
@@ -65,7 +65,7 @@ class Kernels:
         return x if self._dtype is torch.float32 else x.to(self._dtype).to(torch.float32)
 
     def product(self, x: Tensor, weight: Tensor, *, quantised: bool) -> Tensor:
-        """`[n, K]` by `[N, K]` to `[n, N]`; with int8 activations where the weight is quantised and they are in effect."""
+        """`[n, K]` by `[N, K]` to `[n, N]`; with int8 activations, where they are in effect, if the weight is quantised."""
         x = self.round(x)
         if quantised and self.arithmetic.block:
             x = int8_blocks(x, self.arithmetic.block)

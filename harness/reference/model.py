@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 import torch
+from torch import Tensor
 
 from harness import phi3_float64
 from harness.arithmetic import Arithmetic
 from harness.layout import EMBEDDING, HEAD, NORM
-from harness.reference.kernels import PLAIN, Kernels, Tensor, Variant
+from harness.reference.kernels import PLAIN, Kernels, Variant
 
 
 class Weight(NamedTuple):
@@ -34,7 +35,7 @@ class TokenSequence(msgspec.Struct, frozen=True):
 
 
 Tap = Callable[[int, str, Tensor], Tensor | None]
-"""Called with the index of a sequence, a place and the residual stream `[n, H]` there; what it returns takes its place."""
+"""Called with a sequence's index, a place and the residual stream `[n, H]` there; what it returns replaces that."""
 
 
 class Phi3:
@@ -93,7 +94,9 @@ class Phi3:
             mixed = self._attention(kernels, qkv, rotations[i], sequence.prefill)
             x = kernels.between(x + self._product(kernels, mixed, f"{prefix}self_attn.o_proj.weight"))
             x = _tapped(tap, i, f"{prefix}self_attn", x)
-            normed = kernels.rms_norm(x, self._weights[f"{prefix}post_attention_layernorm.weight"].values, self._epsilon)
+            normed = kernels.rms_norm(
+                x, self._weights[f"{prefix}post_attention_layernorm.weight"].values, self._epsilon
+            )
             gated = kernels.swiglu(self._product(kernels, normed, f"{prefix}mlp.gate_up_proj.weight"))
             x = kernels.between(x + self._product(kernels, gated, f"{prefix}mlp.down_proj.weight"))
             found.append(_tapped(tap, i, f"{prefix}mlp", x))

@@ -106,8 +106,8 @@ def render(table: Table, width: int, encoding: str) -> str:
 def _footnotes(sessions: Sequence[SessionRecord]) -> str:
     lines = [
         "KL in nat, golden against target, over all positions that compared; greedy: prompts answered as the golden.",
-        "quant. KL: golden against FP32 on the artifact's exact weights. impl.: device against that, in yardsticks (worst "
-        "prompt).",
+        "quant. KL: golden against FP32 on the artifact's exact weights. impl.: device against that, in yardsticks, "
+        "worst prompt.",
     ]
     inferred = [f"{s.target} with {s.arithmetic}" for s in sessions if s.arithmetic not in ("", "fp32 operators")]
     if inferred:

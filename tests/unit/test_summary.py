@@ -60,12 +60,24 @@ def test_the_arithmetic_and_the_evidence_are_shown(
     assert row.endswith("measured")
 
 
-def test_integer_weights_are_said_to_be_judged_by_the_total_error(
-    make_record: MakeRecord, make_session: MakeSession
-) -> None:
-    assert "total error" in summarise(make_record(), 120, "utf-8")
-    floats = [make_session(target="openvino:cpu:fp16", compute_class=Precision.FP16)]
-    assert "total error" not in summarise(make_record(sessions=floats), 120, "utf-8")
+def test_a_target_whose_error_was_not_taken_apart_is_named(make_record: MakeRecord, make_session: MakeSession) -> None:
+    assert "total error" not in summarise(make_record(), 120, "utf-8")
+    blind = msgspec.structs.replace(make_session(), undecomposed="nobody reads its weights")
+    text = summarise(make_record(sessions=[blind]), 120, "utf-8")
+    assert f"Only the total error of {blind.target} is judged: nobody reads its weights." in text
+
+
+def test_the_errors_are_shown_apart(make_record: MakeRecord, make_case: MakeCase) -> None:
+    apart = {**_NUMBERS, "quantisation_kl_mean": 3e-4, "ratio_prefill_mean": 1.25, "ratio_decode_mean": 0.5}
+    row = _row(summarise(make_record(cases=[make_case(numbers=apart)]), 120, "utf-8"), "openvino:cpu:int4")
+    assert "3.0e-04" in row
+    assert "1.2 x" in row
+
+
+def test_the_arithmetic_that_was_found_is_stated(make_record: MakeRecord, make_session: MakeSession) -> None:
+    found = msgspec.structs.replace(make_session(), arithmetic="fp32 operators, u8 cache")
+    text = summarise(make_record(sessions=[found]), 120, "utf-8")
+    assert f"Found to compute: {found.target} with fp32 operators, u8 cache." in text
 
 
 def test_targets_judged_by_their_arithmetic_are_named(
