@@ -55,6 +55,10 @@ class ArtifactReference:
             for variant in VARIANTS
         }
 
+    def model(self, arithmetic: Arithmetic) -> Phi3:
+        """The model on the weights as an arithmetic rounds them; valid until another rounding is asked for."""
+        return self._rounded(arithmetic.weights)
+
     def _rounded(self, rounding: Weights) -> Phi3:
         """The model with its weights rounded; one rounding is kept at a time."""
         if rounding is not self._rounding:

@@ -65,7 +65,7 @@ class Kernels:
         return x if self._dtype is torch.float32 else x.to(self._dtype).to(torch.float32)
 
     def product(self, x: Tensor, weight: Tensor, *, quantised: bool) -> Tensor:
-        """`[n, K]` by `[N, K]` to `[n, N]`; with int8 activations, where they are in effect, if the weight is quantised."""
+        """`[n, K]` by `[N, K]` to `[n, N]`; a quantised weight meets int8 activations where they are in effect."""
         x = self.round(x)
         if quantised and self.arithmetic.block:
             x = int8_blocks(x, self.arithmetic.block)

@@ -14,14 +14,17 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness import phi3_float64
 from harness.backend import Capabilities, DeviceReport, Recipe, Session, SessionInfo, check_options
+from harness.backends.checkpoint_weights import CheckpointWeights
 from harness.checkpoint import open_checkpoint
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
+from harness.weights import ArtifactWeights
 from planted_harm import harm
 
 
@@ -64,6 +67,9 @@ class PlantedBackend:
         if fault("exporter-hangs"):
             subprocess.run([sys.executable, "-m", "harness.exporter_main", "planted_exporter"], check=True)
         raise RuntimeError("the exporter does not like this checkpoint")
+
+    def dequantized_weights(self, artifact: Path, config: Mapping[str, Any]) -> ArtifactWeights:
+        return CheckpointWeights(artifact, config)
 
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
         check_options(self.name, options, {})
