@@ -135,7 +135,24 @@ def _statements(
         counts[statement.what] = counts.get(statement.what, 0) + 1
         if not right and not _is_windowed_elsewhere(statement, stated, checkpoint):
             findings.append(_wrong(statement, checkpoint))
-    return counts, findings, tuple(what for what in ALWAYS if what not in counts)
+    unstated = tuple(names[0] for names in ALWAYS if not any(name in counts for name in names))
+    return counts, findings + _uneven(stated, checkpoint), unstated
+
+
+def _uneven(stated: list[Statement], checkpoint: Checkpoint) -> list[Finding]:
+    """What some layers state and others do not: the others are of another form, and not what an exporter writes."""
+    layers = set(range(Layout.of(checkpoint.config).layers))
+    found: dict[str, set[int]] = {}
+    for statement in stated:
+        if statement.layer is not None and agrees(statement, checkpoint) is not None:
+            found.setdefault(statement.what, set()).add(statement.layer)
+    general = {statement.what for statement in stated if statement.layer is None}
+    return [
+        Finding(what, "statement", f"{what} is not to be read off layer {layer}, though off others", layer)
+        for what, there in found.items()
+        for layer in sorted(layers - there)
+        if what not in general or what == "rms_norm_eps"
+    ]
 
 
 def _is_windowed_elsewhere(statement: Statement, stated: list[Statement], checkpoint: Checkpoint) -> bool:

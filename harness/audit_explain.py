@@ -33,11 +33,11 @@ def explain_group(stored: Stored, at: Place, row: int, group: int) -> Finding:
         said = f"{where}: the codes lie {round(offset):+d} from their weights throughout, as with a wrong zero point"
         return Finding(stored.name, "zero point", said, row, group, figures)
     if abs(slope - 1) > 2.0**-10 and _misfits(content, at, group, factor=slope).sum() * 3 <= wrong.sum():
-        figures["ratio"] = 1 / slope
-        said = f"{where}: the scale is {100 * (1 / slope - 1):+.2g} % off what the codes were made with"
+        figures["ratio"] = slope
+        said = f"{where}: the scale is {100 * (slope - 1):+.2g} % off what the codes were made with"
         return Finding(stored.name, "scale", said, row, group, figures)
     other = _most_alike(q[group], t)
-    if other is not None and other != group and _alike(q[group], t[group]) < _CLOSE:
+    if other is not None and other != group:
         figures["other"] = other
         said = f"{where}: holds the codes of group {other} of its row"
         return Finding(stored.name, "group of another group", said, row, group, figures)
@@ -60,7 +60,8 @@ def _misfits(content: Quantised, at: Place, group: int, *, factor: float = 1.0, 
     band = slack(content, at)[0, group] + (0.02 if factor != 1.0 else 0.0)
     least = (at.least[0, group] - zeros) * factor + zeros + shift
     most = (at.most[0, group] - zeros) * factor + zeros + shift
-    return np.asarray(~(np.maximum(least - upper[index], lower[index] - most) <= band))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(~(np.maximum(least - upper[index], lower[index] - most) <= band))
 
 
 def _slope(q: Array, t: Array) -> float:
@@ -75,8 +76,8 @@ def _alike(first: Array, second: Array) -> float:
 
 
 def _most_alike(q: Array, t: Array) -> int | None:
-    """The group of a row whose weights these codes are, if there is one."""
-    found = [_alike(q, other) if np.all(np.isfinite(other)) else 0.0 for other in t]
+    """The group of a row whose weights these codes are, zero points apart, if there is one."""
+    found = [_alike(q - q.mean(), other - other.mean()) if np.all(np.isfinite(other)) else 0.0 for other in t]
     best = int(np.argmax(found))
     return best if found[best] > _CLOSE else None
 
@@ -121,8 +122,8 @@ def explain_tensor(stored: Stored, at: Place, flagged: int, groups: int, bias: f
             return Finding(stored.name, "nibbles", f"{whole}; neighbouring codes are swapped", None, None, figures)
     slope = _slope(q, t)
     if _alike(q, t) > _CLOSE and abs(slope - 1) > 0.005:
-        figures["ratio"] = 1 / slope
-        said = f"{whole}; the scales are {100 * (1 / slope - 1):+.2g} % off what the codes were made with"
+        figures["ratio"] = slope
+        said = f"{whole}; the scales are {100 * (slope - 1):+.2g} % off what the codes were made with"
         return Finding(stored.name, "scale", said, None, None, figures)
     said = f"{whole}; the correlation with the checkpoint is {_alike(q, t):.3f}"
     return Finding(stored.name, "codes", said, None, None, figures)

@@ -6,6 +6,10 @@ with an FP32 scale, which FP16 then rounds, so t is only known to `|t - zero poi
 allowed. Official exports of the bundled checkpoint by OpenVINO (INT8, INT4 symmetric and asymmetric, channel-wise, NF4,
 MXFP4, scale estimation, AWQ), by ONNX Runtime (INT4 and INT8) and by the Intel NPU library keep within it without an
 exception.
+
+A scale is held against the rule that most groups of its tensor follow, and so found where it is 0.2 % off. Where an
+exporter searched for scales, there is no rule, and a wrong scale shows by codes that are no longer the nearest: 1 % off
+in one group of 128 in 19 cases of 20, 2 % always.
 """
 
 from __future__ import annotations
@@ -182,10 +186,12 @@ def bounds(content: Quantised) -> tuple[Array, Array]:
 def slack(content: Quantised, at: Place) -> Array:
     """How far t may be from where the exporter saw it: the scale's rounding, the weight's to FP16, and arithmetic."""
     relative: Array | float = _rounding(content)
-    if content.scales.dtype == np.float16:
-        relative = np.maximum(relative, 2.0**-25 / np.abs(at.scales)) + _FLOAT32
-    # An exporter that goes through FP16 loses what lies below its subnormals.
-    lost: Array = np.abs(at.middle - at.zeros) * relative + np.abs(at.middle) * _FLOAT32 + 2.0**-25 / np.abs(at.scales)
+    with np.errstate(all="ignore"):
+        if content.scales.dtype == np.float16:
+            relative = np.maximum(relative, 2.0**-25 / np.abs(at.scales)) + _FLOAT32
+        # An exporter that goes through FP16 loses what lies below its subnormals.
+        lost = 2.0**-25 / np.abs(at.scales)
+        lost = lost + np.abs(at.middle - at.zeros) * relative + np.abs(at.middle) * _FLOAT32
     return np.where(np.isfinite(lost), lost, 0.0)
 
 

@@ -178,7 +178,8 @@ def _products(content: Quantised, rows: np.ndarray) -> Array:
         content, codes=content.codes[rows], scales=content.scales[rows],
         zero_points=content.zero_points if content.zero_points.shape[0] == 1 else content.zero_points[rows],
     )  # fmt: skip
-    return some.product()
+    with np.errstate(all="ignore"):
+        return np.nan_to_num(some.product(), posinf=0.0, neginf=0.0)
 
 
 def _odd_scales(stored: Stored, rule: str, ratio: Array, odd: Mask) -> list[Finding]:

@@ -194,11 +194,12 @@ _RULES: dict[str, Callable[[Checkpoint], Expected]] = {
 }
 
 ALWAYS = (
-    "rms_norm_eps",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "attention_scale",
-    "sliding_window",
-    "end_tokens",
+    ("rms_norm_eps",),
+    ("num_attention_heads",),
+    ("num_key_value_heads",),
+    ("attention_scale",),
+    ("sliding_window",),
+    ("end_tokens",),
+    ("rotary_inv_freq", "rotary_cos"),
 )
-"""What every exporter known here states: where it is missing, the artifact is of another make than expected."""
+"""What every exporter known here states, one or other: where it is missing, the artifact is of another make."""
