@@ -1,4 +1,4 @@
-"""The command line: `phi3-conformance devices | prepare | audit | golden record | golden verify | golden show`."""
+"""The command line: `phi3-conformance devices | prepare | audit | localise | golden`, which has its own commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ from harness.prompts import PromptSuite, read_suite
 from harness.recording import record_golden
 from harness.report.audit import describe_audit
 from harness.report.devices import describe_devices
-from harness.state import DEFAULT_CHECKPOINT, PROMPTS, select_targets
+from harness.report.localise import as_json as localisation_as_json
+from harness.report.localise import describe_localisation
+from harness.run import DEVICE_WAIT, PromptCase
+from harness.sessions import TargetSession
+from harness.state import DEFAULT_CHECKPOINT, POLICY, PROMPTS, WAIVERS, Options, State, select_targets
+from harness.target import Target
+from harness.tracing import trace
 from harness.weights import ReadsWeights
 from harness.worker import Worker
 
@@ -151,6 +157,83 @@ def _recognise(artifact: Path) -> str:
         if (artifact / file).is_file():
             return name
     raise UsageError(f"{artifact} holds none of {', '.join(_MARKS)}", "give an exported folder, or --backend NAME")
+
+
+@main.command()
+@click.argument("target")
+@_CHECKPOINT
+@_SUITES
+@_GOLDEN
+@_INTERPRETER
+@click.option("--artifact", type=click.Path(path_type=Path), default=None, help="Its artifact. Default: as a run's.")
+@click.option("--prompt", "prompt_id", default=None, metavar="ID", help="Default: the longest of the first suite.")
+@click.option("--load-option", multiple=True, metavar="NAME=VALUE", help="Beyond the runtime's defaults; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: what a plot of the error by layer needs.")
+def localise(
+    target: str,
+    checkpoint: str,
+    prompts: tuple[str, ...],
+    golden: Path | None,
+    interpreter: tuple[str, ...],
+    artifact: Path | None,
+    prompt_id: str | None,
+    load_option: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Say at which layer and sublayer TARGET leaves the reference on its artifact's own weights.
+
+    Ends with status 0 if every sublayer is right, 1 if one is not, 2 if it cannot be told.
+    """
+    options = Options(
+        checkpoint=checkpoint,
+        golden=golden,
+        prompts=tuple(suite.path for suite in _suites(prompts)),
+        targets=(target,),
+        require=(),
+        artifacts=(f"{target}={artifact}",) if artifact else (),
+        recipes=(),
+        load_options=tuple(f"{target}={setting}" for setting in load_option),
+        interpreters=interpreter,
+        hosts=(),
+        device_wait=DEVICE_WAIT,
+        stage_timeouts=(),
+        worker_memory=None,
+        policy=POLICY,
+        waivers=WAIVERS,
+        record=Path(),
+        trust_remote_code=False,
+    )
+    state = State(options, lambda line: click.echo(line, err=True))
+    try:
+        state.check()
+        session = TargetSession(state.run(), _one(state.targets()))
+        session.start()
+        found = trace(session, _choose(state, prompt_id))
+        session.close()
+    finally:
+        state.close()
+    if as_json:
+        click.echo(localisation_as_json(found))
+    else:
+        click.echo(describe_localisation(found, Console().width, sys.stdout.encoding or "utf-8"))
+    sys.exit(1 if found.bad else 0)
+
+
+def _one(targets: list[Target]) -> Target:
+    if len(targets) != 1:
+        raise UsageError(f"{len(targets)} targets are named", f"name one: {', '.join(map(str, targets))}")
+    return targets[0]
+
+
+def _choose(state: State, prompt_id: str | None) -> PromptCase:
+    """The prompt of that id, or the longest of the first suite. Raises UsageError where there is none."""
+    run, suites = state.run(), state.suites()
+    known = {case.id: suite for suite in suites for case in run.golden(suite).manifest.cases}
+    if prompt_id is None:
+        prompt_id = max(run.golden(suites[0]).manifest.cases, key=lambda case: len(case.sequence)).id
+    if prompt_id not in known:
+        raise UsageError(f"no suite has a prompt {prompt_id!r}", f"one of {', '.join(known)}")
+    return run.case(known[prompt_id], prompt_id)
 
 
 @main.group()

@@ -25,6 +25,7 @@ from harness.arithmetic import Arithmetic
 from harness.cache import cache_root
 from harness.compare import Rows
 from harness.errors import Stage, StageError
+from harness.localise import Examined
 from harness.worker import Worker
 from harness.yardstick import Decomposed, pool
 
@@ -72,6 +73,13 @@ class ArtifactReferences:
         """Centred RMS logit errors `[n]` of every honest variant of the arithmetic, in logits."""
         asked = {"tokens": list(tokens), "prefill": prefill, "arithmetic": arithmetic}
         return self._remember("yardsticks", asked, lambda: dict(self._ask("yardsticks", asked)))
+
+    def examine(
+        self, states: dict[str, Logits], tokens: Sequence[int], prefill: int, permitted: Sequence[Arithmetic]
+    ) -> Examined:
+        """Every sublayer judged on the device's own input; `states` are those of `harness.states.GivesStates`."""
+        asked = {"tokens": list(tokens), "prefill": prefill, "permitted": list(permitted)}
+        return Examined(**self._ask("examine", {"states": states, **asked}))
 
     def infer(self, permitted: Sequence[Arithmetic], probes: Sequence[tuple[Sequence[int], int, Logits]]) -> Inference:
         """Which of the permitted ways of computing is nearest to what the device gave for the probes."""

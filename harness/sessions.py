@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.artifacts import Artifact
 from harness.audit import audit
@@ -34,6 +35,7 @@ from harness.golden import Case
 from harness.policy import compute_class
 from harness.preparation import prepare
 from harness.run import PromptCase, Run
+from harness.states import States
 from harness.target import Evidence, Precision, Target, matches
 from harness.weights import ReadsWeights
 from harness.worker import Worker
@@ -176,6 +178,16 @@ class TargetSession:
         if self.inference is None:
             self.inference = references.infer(self.info.permitted, [self._probe(case) for case in self._probes()])
         return self.inference
+
+    def watch(self, prompt: PromptCase) -> tuple[States, NDArray[np.float32]]:
+        """The residual stream of prompt and continuation, and the logits of the session when it is not watched.
+
+        See `harness.states.GivesStates`. Not remembered: it is large.
+        """
+        case = prompt.case
+        self._check_length(prompt, len(case.continuation))
+        states = self._call("residual_states", tokens=list(case.sequence), prefill=len(case.tokens))
+        return states, self._call("teacher_force", prompt=list(case.tokens), continuation=list(case.continuation))
 
     def generate(self, prompt: PromptCase) -> list[int]:
         """Greedy tokens by the runtime's own loop, the end token included."""

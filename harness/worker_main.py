@@ -36,9 +36,10 @@ from harness.backend import (
 )
 from harness.checkpoint import open_checkpoint
 from harness.device_lock import DeviceLock
-from harness.errors import ArtifactError, HarnessError
+from harness.errors import ArtifactError, HarnessError, Unsupported
 from harness.orphans import PARENT, die_with, lead_group
 from harness.outpost import Outpost
+from harness.states import GivesStates
 from harness.target import DeviceKind, Target
 from harness.weights import ReadsWeights
 from harness.wire import pack, unpack
@@ -285,6 +286,13 @@ class Host:
             raise AttributeError(method)
         return getattr(self._loaded(), method)(**arguments)
 
+    def do_residual_states(self, tokens: list[int], prefill: int) -> Any:
+        """The residual stream at every place; see `harness.states.GivesStates`."""
+        session = self._loaded()
+        if not isinstance(session, GivesStates):
+            raise Unsupported(f"the backend {self._opened().name} shows no inner values of a model")
+        return session.residual_states(tokens, prefill)
+
     def do_open_reference(self, backend: str, artifact: str, config: dict[str, Any]) -> str:
         """Read the exact weights of an artifact, to compute references with; returns why they cannot be read, or ""."""
         from harness.reference.artifact import ArtifactReference
@@ -307,6 +315,13 @@ class Host:
     def do_yardsticks(self, tokens: list[int], prefill: int, arithmetic: dict[str, Any]) -> Any:
         """How far honest variants lie from the reference; see `ArtifactReference.yardsticks`."""
         return self._reference.yardsticks(tokens, prefill, msgspec.convert(arithmetic, Arithmetic))
+
+    def do_examine(self, states: Any, tokens: list[int], prefill: int, permitted: list[dict[str, Any]]) -> Any:
+        """Every sublayer judged on the device's own input; see `harness.reference.sublayers`."""
+        from harness.reference.sublayers import as_plain, examine
+
+        arithmetics = msgspec.convert(permitted, list[Arithmetic])
+        return as_plain(examine(self._reference, states, tokens, prefill, arithmetics))
 
     def _opened(self) -> Backend:
         if self._backend is None:

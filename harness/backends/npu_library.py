@@ -10,7 +10,9 @@ from harness.arithmetic import Arithmetic, CachePrecision, Weights
 from harness.backend import Capabilities, DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
 from harness.backends.causal_lm import CausalLMSession
 from harness.backends.npu_library_weights import KeptWeights, keep
+from harness.backends.torch_states import watched
 from harness.errors import UsageError
+from harness.states import States, gather
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 from harness.weights import ArtifactWeights
 
@@ -101,6 +103,11 @@ class NpuLibrarySession(CausalLMSession):
         """Write what the loaded model holds, for `NpuLibraryBackend.dequantized_weights` to read; see `keep`."""
         found = versions_of((_DISTRIBUTION, "neural-compressor"))
         keep(self._model, Path(folder), ", ".join(f"{name} {version}" for name, version in found.items()))
+
+    def residual_states(self, tokens: list[int], prefill: int) -> States:
+        """See `harness.states.GivesStates`."""
+        with watched(self._model) as seen:
+            return gather(self, tokens, prefill, lambda: seen)
 
     def evidence(self) -> Evidence:
         """The library uses the NPU exactly where it finds one, without a word of what it then did there."""

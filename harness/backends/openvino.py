@@ -25,9 +25,11 @@ from harness.backend import (
     versions_of,
 )
 from harness.backends import openvino_npuw as npuw
+from harness.backends import openvino_states
 from harness.backends.causal_lm import CausalLMSession
 from harness.backends.openvino_weights import OpenVinoWeights
-from harness.errors import UsageError
+from harness.errors import Unsupported, UsageError
+from harness.states import States, gather
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 from harness.weights import ArtifactWeights
 
@@ -176,6 +178,15 @@ class OpenVinoSession(CausalLMSession):
         if self.info.capabilities.whole_prompt_logits and logits.shape[0] > tokens.size:
             return logits[-tokens.size :]  # NPUW gives its whole window, the prompt aligned to the right
         return logits
+
+    def residual_states(self, tokens: list[int], prefill: int) -> States:
+        """See `harness.states.GivesStates`. Raises Unsupported for NPUW, which gives no inner values."""
+        if "NPUW_DEVICES" in self.info.properties:
+            raise Unsupported(
+                "NPUW gives no inner values of a model", "localise with openvino:cpu of the same artifact"
+            )
+        with openvino_states.watched(self._model) as read:
+            return gather(self, tokens, prefill, read)
 
     def evidence(self) -> Evidence:
         """EXECUTION_DEVICES, which is right for ordinary models; NPUW_DEVICES for those of an NPU."""

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from harness.backend import (
     pick_recipe,
     versions_of,
 )
+from harness.backends import ort_states
 from harness.backends.ort_artifact import check_export, providers, read_config
 from harness.backends.ort_graph import Graph, whole
 from harness.backends.ort_profile import evidence_of, read_profile
 from harness.backends.ort_weights import OrtWeights
-from harness.errors import ArtifactError
+from harness.errors import ArtifactError, Unsupported
+from harness.states import States, gather
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 from harness.weights import ArtifactWeights
 
@@ -115,15 +117,17 @@ class OrtGenAIBackend:
         settings = read_config(artifact)
         device = _provider_options(target)
 
-        def configure() -> Any:
-            config = og.Config(str(artifact))
+        def configure(folder: Path = artifact) -> Any:
+            config = og.Config(str(folder))
             self.choose_provider(config, target, settings, {**device, **options})
             return config
 
         permitted = _permitted(artifact, target)
         kind = self.devices[target.base_device]
         placed = None if kind is DeviceKind.CPU else _profile(og, configure(), target.index)
-        return OrtGenAISession(og, og.Model(configure()), settings, {**device}, placed, options, permitted)
+        session = OrtGenAISession(og, og.Model(configure()), settings, {**device}, placed, options, permitted)
+        session.load_marked = lambda out: (ort_states.copy_marked(artifact, out), og.Model(configure(out)))
+        return session
 
     def choose_provider(
         self, config: Any, target: Target, settings: Mapping[str, Any], options: Mapping[str, str]
@@ -165,6 +169,9 @@ class OrtGenAISession:
         self._generator: Any = None
         self._fed: list[int] = []
         self._room = 0
+        self._last = 0
+        self.load_marked: Callable[[Path], tuple[dict[str, str], Any]] | None = None
+        """Loads, from the folder it is given to write, the model with more outputs, whose names come first."""
         self._info = SessionInfo(
             vocabulary=int(settings["model"]["vocab_size"]),
             arithmetic=None,  # the runtime reports none
@@ -188,8 +195,22 @@ class OrtGenAISession:
         """Feed `[n]` tokens, return `[n, V]` float32 logits."""
         self._make_room(len(self._fed) + tokens.size)
         self._fed += [int(token) for token in tokens]
+        self._last = int(tokens.size)
         self._generator.append_tokens(tokens.astype(np.int32))
         return np.array(self._generator.get_output("logits")[0], dtype=np.float32)
+
+    def residual_states(self, tokens: list[int], prefill: int) -> States:
+        """See `harness.states.GivesStates`. A second model is loaded beside the plain one."""
+        if self.load_marked is None:
+            raise Unsupported("the session does not know which artifact it was loaded from")
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows may still hold it
+            plain = self._model
+            try:
+                names, self._model = self.load_marked(Path(folder) / "marked")
+                return gather(self, tokens, prefill, lambda: ort_states.read(self._generator, names, self._last))
+            finally:
+                self.reset()
+                self._model = plain
 
     def _make_room(self, length: int) -> None:
         """Have a generator that holds `length` tokens: its cache is made at once, and a whole context may be 50 GB."""

@@ -15,7 +15,9 @@ from harness.arithmetic import Arithmetic, CachePrecision, Weights
 from harness.backend import DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
 from harness.backends.causal_lm import CausalLMSession
 from harness.backends.checkpoint_weights import CheckpointWeights
+from harness.backends.torch_states import watched
 from harness.errors import UsageError
+from harness.states import States, gather
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 from harness.weights import ArtifactWeights
 
@@ -119,6 +121,11 @@ class PyTorchSession(CausalLMSession):
             devices=tuple(sorted(map(str, devices))),
             source="device of every parameter",
         )
+
+    def residual_states(self, tokens: list[int], prefill: int) -> States:
+        """See `harness.states.GivesStates`."""
+        with watched(self._model) as seen:
+            return gather(self, tokens, prefill, lambda: seen)
 
     def whole_logits(self, tokens: list[int]) -> NDArray[np.float32]:
         """Logits `[n, V]` float32 of one pass over `n` tokens without a cache."""
