@@ -1,0 +1,210 @@
+"""The bench: judges an artifact and what a device gave for it by the product's own functions, in this process."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from detection.battery import rules
+from detection.battery.trial import Answers, Cause, Logits, Planted, Trial
+from harness import compare, metrics
+from harness.arithmetic import Arithmetic
+from harness.audit import audit
+from harness.backend import Session, load_backend, teacher_force
+from harness.checkpoint import Checkpoint, open_checkpoint
+from harness.compare import Outcome, Rows
+from harness.decompose import ArtifactReferences, Inference
+from harness.errors import ArtifactError, Stage
+from harness.golden import TREE, Case, verify_files
+from harness.policy import Policy, read_policy
+from harness.reference.artifact import ArtifactReference
+from harness.target import Precision
+from harness.weights import ArtifactWeights, ReadsWeights
+from harness.worker import Worker
+from harness.yardstick import Decomposed, Part, judge_implementation, parts
+
+GOLDEN = TREE / "golden" / "phi-3-tiny"
+CHECKPOINT = GOLDEN / "checkpoint"
+# Of middling length, of several scripts; the last one is past the sliding window.
+PROMPTS = (
+    ("core", "introduce-yourself"), ("core", "english-continued"), ("core", "arabic"), ("core", "rare-characters"),
+    ("core", "german"), ("core", "four-turns"), ("long", "window-plus-one"),
+)  # fmt: skip
+_PROBES = 4
+
+
+class LocalWorker:
+    """Answers what `ArtifactReferences` asks of a worker, without a process."""
+
+    def __init__(self, weights: ArtifactWeights, config: dict[str, Any]) -> None:
+        self._reference = ArtifactReference(weights, config)
+        self.running = True
+        self._given: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Nothing is to be started."""
+
+    def stop(self) -> None:
+        """Nothing is to be stopped."""
+
+    def call(self, stage: Stage, operation: str, **asked: Any) -> Any:  # noqa: ARG002 - the worker's signature
+        """What the worker's operation of that name gives."""
+        if operation == "open_reference":
+            return ""
+        key = f"{operation} {asked}"
+        if key not in self._given:  # the same is asked for many faults of one device
+            tokens, prefill, arithmetic = asked["tokens"], asked["prefill"], asked["arithmetic"]
+            if operation == "reference_logits":
+                self._given[key] = self._reference.logits([(tokens, prefill)], arithmetic)[0]
+            else:
+                self._given[key] = self._reference.yardsticks(tokens, prefill, arithmetic)
+        return self._given[key]
+
+
+class Bench:
+    """Checkpoint, goldens and policy, and the references of every artifact met so far."""
+
+    def __init__(self, scratch: Path, prompts: Sequence[tuple[str, str]] = PROMPTS) -> None:
+        self.scratch = scratch
+        self.checkpoint: Checkpoint = open_checkpoint(CHECKPOINT)
+        self.policy: Policy = read_policy(TREE / "conformance" / "policy.toml")
+        goldens = {name: verify_files(GOLDEN / name) for name in {suite for suite, _ in prompts}}
+        self.cases: list[Case] = [goldens[suite].case(prompt) for suite, prompt in prompts]
+        self.golden: list[Logits] = [goldens[suite].logits(prompt) for suite, prompt in prompts]
+        self.end_tokens = next(iter(goldens.values())).manifest.end_tokens
+
+    @property
+    def prefills(self) -> list[int]:
+        """How many tokens of each prompt are fed at once."""
+        return [len(case.tokens) for case in self.cases]
+
+    def weights(self, backend: str, artifact: Path) -> ArtifactWeights:
+        """What an artifact stores."""
+        reader = load_backend(backend)
+        assert isinstance(reader, ReadsWeights)
+        return reader.dequantized_weights(artifact, self.checkpoint.config)
+
+    def audit(self, backend: str, artifact: Path) -> str:
+        """The first finding of the weight audit and how many there are; empty where it is clean."""
+        try:
+            report = audit(self.weights(backend, artifact), self.checkpoint)
+        except ArtifactError as error:  # an artifact that is not read is refused by name, which is a finding
+            return f"refused: {error.problem}"
+        if report.clean:
+            return ""
+        first = report.findings[0].sentence if report.findings else "nothing was looked at"
+        return f"{report.count} findings: {first}"
+
+    def ask(self, session: Session) -> Answers:
+        """Teacher-forced logits of every prompt."""
+        found = [teacher_force(session, np.asarray(c.tokens), np.asarray(c.continuation)) for c in self.cases]
+        return Answers(found, session.info.permitted)
+
+    def references(self, weights: ArtifactWeights) -> ArtifactReferences:
+        """The references on an artifact's exact weights; what they keep is kept in the scratch folder."""
+        worker = LocalWorker(weights, self.checkpoint.config)
+        # An absolute path takes the place of the user's cache, where references of faulty artifacts have no business.
+        key = str(Path(tempfile.mkdtemp(dir=self.scratch)))
+        return ArtifactReferences(lambda: cast(Worker, worker), {}, key)
+
+
+class Station:
+    """One artifact on one device without a fault: what its faults are held against."""
+
+    def __init__(self, bench: Bench, weights: ArtifactWeights, clean: Answers, precision: Precision) -> None:
+        self.bench = bench
+        self.clean = clean
+        self.precision = precision
+        self.references = bench.references(weights)
+        self.usual_kl = rules.mean_kl(bench.golden, clean.logits)
+        self._unit = units(self.apart(clean, self.references)[1])
+
+    def apart(self, answers: Answers, references: ArtifactReferences) -> tuple[Inference, list[Decomposed]]:
+        """The errors of every prompt taken apart, and the arithmetic that they were held against."""
+        bench = self.bench
+        probes = [
+            (case.sequence, len(case.tokens), np.nan_to_num(found))
+            for case, found in zip(bench.cases[:_PROBES], answers.logits, strict=False)
+        ]
+        inference = references.infer(answers.permitted, probes)
+        found = []
+        for case, golden, device in zip(bench.cases, bench.golden, answers.logits, strict=True):
+            total = compare.compare_logits(golden, device, len(case.tokens), whole_prompt=True)
+            if isinstance(total, Rows):
+                apart = references.decompose(golden, device, total, case.sequence, len(case.tokens), inference)
+                found.append(apart)
+        return inference, found
+
+    def judge(
+        self, planted: Planted, answers: Answers, *, finding: str = "", weights: ArtifactWeights | None = None
+    ) -> Trial:
+        """Judge what a device gave; `finding` is the weight audit's, `weights` the artifact's where it is another one."""
+        bench, failed = self.bench, {Cause.AUDIT: finding} if finding else {}
+        protocol = self._protocol(answers)
+        if protocol:
+            failed[Cause.PROTOCOL] = protocol
+            return Trial(
+                planted, failed, None, rules.apply(bench.golden, answers.logits, bench.prefills, self.usual_kl)
+            )
+        try:
+            references = self.references if weights is None else bench.references(weights)
+            inference, found = self.apart(answers, references)
+        except ArtifactError:  # the audit has said so
+            inference, found = None, []
+        if inference is not None:
+            failed |= self._errors(found, inference.arithmetic)
+        alarms = rules.apply(bench.golden, answers.logits, bench.prefills, self.usual_kl)
+        return Trial(planted, failed, self.effect(answers), alarms)
+
+    def _protocol(self, answers: Answers) -> str:
+        for case, golden, device in zip(self.bench.cases, self.bench.golden, answers.logits, strict=True):
+            total = compare.compare_logits(golden, device, len(case.tokens), whole_prompt=True)
+            if not isinstance(total, Rows):
+                return total.message
+        return ""
+
+    def _errors(self, found: Sequence[Decomposed], arithmetic: Arithmetic) -> dict[Cause, str]:
+        """The first prompt that fails in each way, or the suite."""
+        policy, failed = self.bench.policy, {}
+        limits = policy.implementation_of(arithmetic.compute_class)
+        weights = policy.limits_of(self.precision).logits
+        for prompts in [*([one] for one in found), list(found)]:
+            verdict = judge_implementation(prompts, limits)
+            if verdict.outcome is not Outcome.PASS:
+                failed.setdefault(Cause.IMPLEMENTATION, verdict.message.splitlines()[0])
+        for case, one in zip(self.bench.cases, found, strict=True):
+            verdict = compare.judge_logits(one.quantisation, weights, len(case.tokens))
+            if verdict.outcome is not Outcome.PASS:
+                failed.setdefault(Cause.QUANTISATION, f"{case.id}: {verdict.message.splitlines()[0]}")
+        return failed
+
+    def effect(self, answers: Answers) -> float:
+        """How far the logits are from those without the fault: the largest part's mean or worst, in yardsticks."""
+        largest = 0.0
+        for number, (clean, device) in enumerate(zip(self.clean.logits, answers.logits, strict=True)):
+            moved = metrics.centred_rms_error(clean, device)
+            for name, mean, worst, first, last in self._unit[number]:
+                del name
+                rows = moved[first:last]
+                largest = max(largest, float(rows.mean()) / mean, float(rows.max()) / worst)
+        return largest
+
+
+def units(found: Sequence[Decomposed]) -> list[list[tuple[str, float, float, int, int]]]:
+    """For each prompt its parts: name, mean and worst yardstick in logits, first and last row."""
+    result = []
+    for one in found:
+        rows = []
+        for part in parts([one]):
+            first = 0 if part.name == "prefill" else one.prefill
+            rows.append((part.name, part.mean_yardstick, part.worst_yardstick, first, first + _size(part)))
+        result.append(rows)
+    return result
+
+
+def _size(part: Part) -> int:
+    return int(part.errors.size)
