@@ -117,9 +117,15 @@ class ArtifactReferences:
         """Have a worker read the weights, if none has."""
         if self._worker is not None and self._worker.running:
             return
-        self._worker = self._hire()
-        self._worker.start()
-        reason = self._worker.call(Stage.LOAD, "open_reference", **self._opening)
+        try:
+            self._worker = self._hire()
+            self._worker.start()
+            missing = self._worker.call(Stage.LOAD, "open", backend="pytorch")["missing"]
+            reason = f"its reference needs {', '.join(missing)}, in the environment of pytorch" if missing else ""
+            reason = reason or self._worker.call(Stage.LOAD, "open_reference", **self._opening)
+        except StageError as error:
+            self.close()
+            raise _no_reference(error) from None
         if reason:
             self.close()
             raise Undecomposed(reason)
@@ -131,14 +137,12 @@ class ArtifactReferences:
             self._worker = None
 
     def _ask(self, operation: str, asked: dict[str, Any]) -> Any:
+        self.open()
+        assert self._worker is not None
         try:
-            self.open()
-            assert self._worker is not None
             return self._worker.call(Stage.RUN, operation, **asked)
         except StageError as error:
-            raise StageError(
-                Stage.COMPARE, f"the artifact reference cannot be computed: {error.problem}", error.remedy
-            ) from None
+            raise _no_reference(error) from None
 
     def _remember(
         self, what: str, asked: dict[str, Any], compute: Callable[[], dict[str, NDArray[Any]]]
@@ -170,6 +174,10 @@ def reference_key(artifact: Sequence[str], checkpoint_key: str, processor: str) 
         source.update(path.read_bytes())
     parts = [*artifact, checkpoint_key, processor, __version__, source.hexdigest()]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:24]
+
+
+def _no_reference(error: StageError) -> StageError:
+    return StageError(Stage.COMPARE, f"the artifact reference cannot be computed: {error.problem}", error.remedy)
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]] | None:

@@ -24,6 +24,7 @@ from harness.device_lock import Holder
 from harness.devices import this_machine
 from harness.errors import (
     NotRun,
+    ResourceError,
     Stage,
     StageError,
     Unsupported,
@@ -31,9 +32,9 @@ from harness.errors import (
     WorkerTimeout,
 )
 from harness.findings import AuditReport
-from harness.golden import Case
 from harness.policy import compute_class
 from harness.preparation import prepare
+from harness.recording import check_memory
 from harness.run import PromptCase, Run
 from harness.states import States
 from harness.target import Evidence, Precision, Target, matches
@@ -176,7 +177,13 @@ class TargetSession:
         if references is None or self.info is None:
             return None
         if self.inference is None:
-            self.inference = references.infer(self.info.permitted, [self._probe(case) for case in self._probes()])
+            probes = [probe for probe in map(self._probe, self._probes()) if probe is not None]
+            if not probes:
+                self.undecomposed = "no prompt of middling length has logits that compare"
+                references.close()
+                self._references = None
+                return None
+            self.inference = references.infer(self.info.permitted, probes)
         return self.inference
 
     def watch(self, prompt: PromptCase) -> tuple[States, NDArray[np.float32]]:
@@ -230,6 +237,11 @@ class TargetSession:
             raise Undecomposed("nothing is known of how the runtime computes")
         assert self.artifact is not None
         folder, checkpoint = self._folder(), self.run.settings.checkpoint
+        goldens = [self.run.golden(suite).manifest for suite in self.run.settings.suites]
+        try:
+            check_memory(checkpoint, max(len(case.sequence) for golden in goldens for case in golden.cases))
+        except ResourceError as error:
+            raise Undecomposed(error.problem.replace("an FP32 golden", "the artifact reference")) from None
         opening = {"backend": self.target.backend, "artifact": str(folder), "config": checkpoint.config}
         parts = [self.artifact.sha256, str(self.target), *sorted(map(str, self.versions().items()))]
         found = ArtifactReferences(
@@ -254,16 +266,22 @@ class TargetSession:
             raise Undecomposed(f"the artifact lies on {self.target.host}")
         return self.artifact.path
 
-    def _probes(self) -> list[Case]:
+    def _probes(self) -> list[PromptCase]:
         """A few prompts of middling length, which the session can take."""
         run, able = self.run, self.info.capabilities if self.info else Capabilities()
-        cases = [case for suite in run.settings.suites for case in run.golden(suite).manifest.cases]
-        fitting = [c for c in cases if not able.refuses(len(c.tokens), len(c.continuation)) and len(c.tokens) > 1]
-        return sorted(fitting, key=lambda case: abs(len(case.sequence) - _PROBE_TOKENS))[:_PROBES]
+        suites = run.settings.suites
+        prompts = [run.case(suite, case.id) for suite in suites for case in run.golden(suite).manifest.cases]
+        fitting = [p for p in prompts if len(p.case.tokens) > 1]
+        fitting = [p for p in fitting if not able.refuses(len(p.case.tokens), len(p.case.continuation))]
+        return sorted(fitting, key=lambda prompt: abs(len(prompt.case.sequence) - _PROBE_TOKENS))[:_PROBES]
 
-    def _probe(self, case: Case) -> tuple[tuple[int, ...], int, Any]:
+    def _probe(self, prompt: PromptCase) -> tuple[tuple[int, ...], int, Any] | None:
+        """A prompt and what the device gives for it; None where nothing compares, of which its own case will tell."""
+        case = prompt.case
         logits = self._call("teacher_force", prompt=list(case.tokens), continuation=list(case.continuation))
-        return case.sequence, len(case.tokens), np.nan_to_num(logits)
+        whole = self.info is None or self.info.capabilities.whole_prompt_logits
+        found = compare_logits(prompt.logits(), logits, len(case.tokens), whole_prompt=whole)
+        return None if isinstance(found, Verdict) else (case.sequence, len(case.tokens), logits)
 
     def _claim(self, worker: Worker) -> None:
         """Wait until no other process uses the target's device; a CPU is shared."""
