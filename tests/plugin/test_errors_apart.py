@@ -14,7 +14,7 @@ def only(session: list[SessionRecord]) -> SessionRecord:
     return found
 
 
-def test_a_target_with_readable_weights_is_judged_by_its_yardstick(conform: Any, tiny: Any) -> None:
+def test_a_target_with_readable_weights_is_judged_by_its_yardstick(conform: Any) -> None:
     result = conform(*ONE, targets="pytorch:cpu:bf16")
     assert result.status == 0, result.text
     session = only(result.record.sessions)
