@@ -22,6 +22,7 @@ from harness.findings import AuditReport
 from harness.policy import ClassLimits, Policy
 from harness.run import PromptCase
 from harness.sessions import TargetSession
+from harness.tracing import first_bad
 from harness.yardstick import Decomposed, judge_implementation, judge_regret
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class Judge:
         Taken apart where that is possible: quantisation error by the policy, implementation error by the yardstick.
         """
         if isinstance(found, Decomposed):
-            found = self._apart(found, len(prompt.case.tokens))
+            found = self._localised(self._apart(found, len(prompt.case.tokens)), prompt)
         elif isinstance(found, Rows):
             found = compare.judge_logits(found, self.limits.logits, len(prompt.case.tokens))
         self._conclude(found, prompt)
@@ -78,6 +79,13 @@ class Judge:
             self._keep(Verdict(Outcome.PASS, numbers, {"findings": 0.0}), None)
         else:
             self._keep(Verdict(Outcome.FAIL, numbers, {"findings": 0.0}, "\n".join(lines)), None)
+
+    def _localised(self, verdict: Verdict, prompt: PromptCase) -> Verdict:
+        """The verdict with the first bad sublayer where the implementation is to blame: once a session, for it costs."""
+        if "implementation error in " not in verdict.message or self.session.first_bad is not None:
+            return verdict
+        self.session.first_bad = first_bad(self.session, prompt)
+        return msgspec.structs.replace(verdict, message=f"{verdict.message}\n{self.session.first_bad}")
 
     def _apart(self, found: Decomposed, prompt_length: int) -> Verdict:
         policy = self.policy

@@ -48,6 +48,8 @@ class SessionRecord(msgspec.Struct, frozen=True):
     distances: dict[str, float] = {}
     """Mean centred RMS logit error of every arithmetic that was permitted, in logits."""
     undecomposed: str = ""
+    first_bad: str = ""
+    """The first bad sublayer on the first prompt that failed by its implementation error."""
 
 
 class CaseRecord(msgspec.Struct, frozen=True):

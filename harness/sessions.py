@@ -74,6 +74,8 @@ class TargetSession:
         self._computed = False
         self._references: ArtifactReferences | None = None
         self.inference: Inference | None = None
+        self.first_bad: str | None = None
+        """Where it breaks, on the first prompt that failed by its implementation error; None before one has."""
         self.undecomposed = ""
         """Why the total error is not taken apart; empty where it is, or was not yet asked for."""
 

@@ -199,6 +199,7 @@ class State:
             arithmetic=str(inference.arithmetic) if inference else "",
             distances=inference.distances if inference else {},
             undecomposed=session.undecomposed,
+            first_bad=session.first_bad or "",
         )
 
     def enter(self, found: SessionRecord) -> None:

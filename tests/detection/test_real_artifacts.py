@@ -78,6 +78,7 @@ def test_a_rotary_base_one_per_cent_off_is_found_in_the_graph_and_in_the_logits(
         assert case.message.startswith(f"{target}  prompt '{case.case.removeprefix('test_logits[')[:-1]}'")
         assert "implementation error in " in case.message
         assert "quantisation error: within its limits" in case.message
+    assert "first bad: model.layers.0.self_attn" in result.record.sessions[0].first_bad
     assert f"reproduce: pytest --artifact={target}=" in result.text
     assert f"'conformance/test_logits.py::test_logits[{target}-" in result.text
 
