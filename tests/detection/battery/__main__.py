@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
 from detection.battery import report, variants
 from detection.battery.bench import Bench
 from detection.battery.campaign import CLASSES, TARGETS, Emulated, artifact_trials, form_trials
@@ -19,14 +21,21 @@ from detection.battery.trial import Trial
 def main() -> int:
     """Judge everything, print the table; 1 when the battery is not sound."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("artifacts", "devices", "answers", "variants"), action="append")
+    parser.add_argument("--only", choices=("artifacts", "devices", "answers", "variants", "none"), action="append")
     parser.add_argument("--quick", action="store_true", help="a few of each kind")
     parser.add_argument("--out", type=Path, help="write the table here too")
+    parser.add_argument("--save", type=Path, help="write the trials here, as JSON")
+    parser.add_argument("--read", type=Path, action="append", default=[], help="count trials saved before as well")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     chosen = arguments.only or ["artifacts", "devices", "answers", "variants"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         faults, legitimate = run(Bench(Path(folder)), chosen, quick=arguments.quick)
+    if arguments.save:
+        arguments.save.write_bytes(msgspec.json.encode((faults, legitimate)))
+    for path in arguments.read:
+        saved = msgspec.json.decode(path.read_bytes(), type=tuple[list[Trial], list[Trial]])
+        faults, legitimate = saved[0] + faults, saved[1] + legitimate
     text = report.table(faults, legitimate)
     print(text)
     if arguments.out:
@@ -51,7 +60,7 @@ def run(bench: Bench, chosen: list[str], *, quick: bool) -> tuple[list[Trial], l
         if not quick:
             legitimate += _told(variants.export_trials(bench))
             legitimate += _told(variants.running_trials(bench))
-        legitimate += _told(variants.emulated_trials(bench, emulated))
+        legitimate += _told(variants.emulated_trials(emulated))
     return faults, legitimate
 
 
@@ -63,12 +72,9 @@ def _told(trials: Iterable[Trial]) -> list[Trial]:
         cause = trial.cause.value if trial.cause else "nothing found"
         effect = "" if trial.effect is None else f" effect {trial.effect:.3g}"
         planted = trial.planted
-        said = next((trial.failed[c] for c in trial.failed if c is trial.cause), "")
-        print(
-            f"{time.monotonic() - began:6.1f} s  {planted.place}: {planted.name} {planted.strength}:{effect} {cause}; {said[:150]}",
-            file=sys.stderr,
-            flush=True,
-        )
+        said = trial.failed[trial.cause][:150] if trial.cause else ""
+        head = f"{time.monotonic() - began:6.1f} s  {planted.place}: {planted.name} {planted.strength}:"
+        print(f"{head}{effect} {cause}; {said}", file=sys.stderr, flush=True)
         found.append(trial)
     return found
 

@@ -51,8 +51,10 @@ class LocalWorker:
     def stop(self) -> None:
         """Nothing is to be stopped."""
 
-    def call(self, stage: Stage, operation: str, **asked: Any) -> Any:  # noqa: ARG002 - the worker's signature
+    def call(self, stage: Stage, operation: str, **asked: Any) -> Any:
         """What the worker's operation of that name gives."""
+        if operation == "open":
+            return {"missing": []}
         if operation == "open_reference":
             return ""
         key = f"{operation} {asked}"
@@ -120,6 +122,7 @@ class Station:
         self.clean = clean
         self.precision = precision
         self.references = bench.references(weights)
+        self.noise = 1.0
         self.usual_kl = rules.mean_kl(bench.golden, clean.logits)
         self._unit = units(self.apart(clean, self.references)[1])
 
@@ -130,7 +133,8 @@ class Station:
             (case.sequence, len(case.tokens), np.nan_to_num(found))
             for case, found in zip(bench.cases[:_PROBES], answers.logits, strict=False)
         ]
-        inference = references.infer(answers.permitted, probes)
+        # Weights are rounded anew whenever the rounding changes from one candidate to the next.
+        inference = references.infer(sorted(answers.permitted, key=lambda a: a.weights.value), probes)
         found = []
         for case, golden, device in zip(bench.cases, bench.golden, answers.logits, strict=True):
             total = compare.compare_logits(golden, device, len(case.tokens), whole_prompt=True)
@@ -142,8 +146,9 @@ class Station:
     def judge(
         self, planted: Planted, answers: Answers, *, finding: str = "", weights: ArtifactWeights | None = None
     ) -> Trial:
-        """Judge what a device gave; `finding` is the weight audit's, `weights` the artifact's where it is another one."""
-        bench, failed = self.bench, {Cause.AUDIT: finding} if finding else {}
+        """Judge what a device gave; `finding` is the audit's, `weights` the artifact's where it is another one."""
+        bench = self.bench
+        failed: dict[Cause, str] = {Cause.AUDIT: finding} if finding else {}
         protocol = self._protocol(answers)
         if protocol:
             failed[Cause.PROTOCOL] = protocol
@@ -155,10 +160,12 @@ class Station:
             inference, found = self.apart(answers, references)
         except ArtifactError:  # the audit has said so
             inference, found = None, []
+        ratios = (0.0, 0.0)
         if inference is not None:
-            failed |= self._errors(found, inference.arithmetic)
+            errors, ratios = self._errors(found, inference.arithmetic)
+            failed |= errors
         alarms = rules.apply(bench.golden, answers.logits, bench.prefills, self.usual_kl)
-        return Trial(planted, failed, self.effect(answers), alarms)
+        return Trial(planted, failed, self.effect(answers), alarms, self.noise, ratios)
 
     def _protocol(self, answers: Answers) -> str:
         for case, golden, device in zip(self.bench.cases, self.bench.golden, answers.logits, strict=True):
@@ -167,20 +174,27 @@ class Station:
                 return total.message
         return ""
 
-    def _errors(self, found: Sequence[Decomposed], arithmetic: Arithmetic) -> dict[Cause, str]:
-        """The first prompt that fails in each way, or the suite."""
-        policy, failed = self.bench.policy, {}
+    def _errors(
+        self, found: Sequence[Decomposed], arithmetic: Arithmetic
+    ) -> tuple[dict[Cause, str], tuple[float, float]]:
+        """The first prompt that fails in each way, or the suite; and the largest ratios, of means and of worst ones."""
+        policy = self.bench.policy
+        failed: dict[Cause, str] = {}
         limits = policy.implementation_of(arithmetic.compute_class)
         weights = policy.limits_of(self.precision).logits
+        largest = {"mean": 0.0, "worst": 0.0}
         for prompts in [*([one] for one in found), list(found)]:
             verdict = judge_implementation(prompts, limits)
+            for key in largest:
+                ratios = [n for name, n in verdict.numbers.items() if name.startswith("ratio") and name.endswith(key)]
+                largest[key] = max(largest[key], *ratios)
             if verdict.outcome is not Outcome.PASS:
                 failed.setdefault(Cause.IMPLEMENTATION, verdict.message.splitlines()[0])
         for case, one in zip(self.bench.cases, found, strict=True):
             verdict = compare.judge_logits(one.quantisation, weights, len(case.tokens))
             if verdict.outcome is not Outcome.PASS:
                 failed.setdefault(Cause.QUANTISATION, f"{case.id}: {verdict.message.splitlines()[0]}")
-        return failed
+        return failed, (largest["mean"], largest["worst"])
 
     def effect(self, answers: Answers) -> float:
         """How far the logits are from those without the fault: the largest part's mean or worst, in yardsticks."""

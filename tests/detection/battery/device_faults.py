@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 import torch
+from torch import Tensor
 
-from detection.battery.emulated import EVERY_LAYER, Fault
+from detection.battery.emulated import Fault
 from harness.arithmetic import CachePrecision
-from harness.reference.kernels import Kernels, Tensor
-from harness.reference.model import Weight
+from harness.reference.kernels import Kernels
+from harness.reference.model import Tap, Weight
 from harness.target import Precision
 
 WINDOW = 256
 Named = tuple[str, str, Fault]
+Attend = Callable[[Kernels, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def device_faults() -> Iterator[Named]:
@@ -27,7 +30,7 @@ def device_faults() -> Iterator[Named]:
     yield from _structure()
 
 
-def _layers(name: str, strength: str, **hooks: object) -> Iterator[Named]:
+def _layers(name: str, strength: str, **hooks: Any) -> Iterator[Named]:
     yield name, f"{strength}every layer", Fault(**hooks)
     yield name, f"{strength}layer 4", Fault(layer=4, **hooks)
 
@@ -116,7 +119,6 @@ def _structure() -> Iterator[Named]:
     yield "scale of the neighbouring group read", "one row", Fault(weights=_neighbour)
     yield "scale of the neighbouring group read", "one tensor", Fault(weights=_neighbours)
     yield "embedding of the next token", "every layer", Fault(weights=_next_embedding)
-    assert EVERY_LAYER == -1
 
 
 def _blind(visible: Tensor, distance: Tensor) -> Tensor:
@@ -132,11 +134,11 @@ def _no_maximum(kernels: Kernels, query: Tensor, key: Tensor, value: Tensor, vis
     return kernels.round((grown / total.clamp(min=6e-8)) @ value)
 
 
-def _scaled(factor: float):  # type: ignore[no-untyped-def]
+def _scaled(factor: float) -> Attend:
     return lambda kernels, query, *rest: Kernels.attend(kernels, query * factor, *rest)
 
 
-def _saturated(limit: float):  # type: ignore[no-untyped-def]
+def _saturated(limit: float) -> Attend:
     def attend(kernels: Kernels, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
         scores = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).clamp(-limit, limit)
         return kernels.round(torch.softmax(scores.masked_fill(~visible, -torch.inf), dim=-1) @ value)
@@ -171,7 +173,7 @@ def _lost(x: Tensor, count: int) -> Tensor:
     return x
 
 
-def _mixed(count: int):  # type: ignore[no-untyped-def]
+def _mixed(count: int) -> Callable[[Tensor], Tensor]:
     held: list[Tensor] = []
 
     def cache(x: Tensor) -> Tensor:
@@ -199,7 +201,7 @@ def _coarse(x: Tensor, steps: int) -> Tensor:
     return torch.round((x - least) / scale) * scale + least
 
 
-def _coarse_norm(dtype: torch.dtype):  # type: ignore[no-untyped-def]
+def _coarse_norm(dtype: torch.dtype) -> Callable[[Kernels, Tensor, Tensor, float], Tensor]:
     def norm(kernels: Kernels, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         mean = x.to(dtype).pow(2).mean(-1, keepdim=True, dtype=dtype) + epsilon
         return kernels.between(weight * (x * torch.rsqrt(mean).to(torch.float32)))
@@ -211,7 +213,7 @@ def _layer_norm(kernels: Kernels, x: Tensor, weight: Tensor, epsilon: float) -> 
     return Kernels.rms_norm(kernels, x - x.mean(-1, keepdim=True), weight, epsilon)
 
 
-def _clamped(limit: float):  # type: ignore[no-untyped-def]
+def _clamped(limit: float) -> Callable[[Kernels, Tensor], Tensor]:
     return lambda kernels, x: Kernels.swiglu(kernels, x).clamp(-limit, limit)
 
 
@@ -231,7 +233,7 @@ def _cut(x: Tensor, count: int) -> Tensor:
     return x
 
 
-def _scaled_stream(factor: float):  # type: ignore[no-untyped-def]
+def _scaled_stream(factor: float) -> Tap:
     return lambda index, place, x: x * factor if place == "model.layers.3.self_attn" else None
 
 

@@ -9,14 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from detection.battery.trial import Answers
 from harness.arithmetic import Arithmetic
 from harness.golden import Case
-from harness.reference.kernels import Kernels, Tensor, Variant
+from harness.reference.kernels import Kernels, Variant
 from harness.reference.model import Phi3, Tap, TokenSequence, Weight
 
 HONEST = Variant("device", split=3)
+# Other orders of summation and another kernel of attention, none of which is among the yardstick's variants.
+OTHERS = (
+    Variant("split 7", split=7),
+    Variant("split 2, online", split=2, attention="online"),
+    Variant("split 5, fused", split=5, fused=True),
+)
 EVERY_LAYER = -1
 
 

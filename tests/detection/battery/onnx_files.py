@@ -26,7 +26,7 @@ class OnnxFiles:
         self._initializers = {tensor.name: tensor for tensor in self._model.graph.initializer}
 
     def repair_window(self, window: int) -> None:
-        """Have every layer's attention keep to the window, which the builder leaves to a broken way of the runtime's."""
+        """Have every layer's attention keep to the window, which as exported it does not."""
         self.window(window)
         path = self.folder / "genai_config.json"
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -65,6 +65,18 @@ class OnnxFiles:
         values = self._read(name, np.float32).copy()
         values[channel] *= factor
         self._write(name, values.tobytes())
+
+    def end_tokens(self, tokens: list[int]) -> None:
+        """The tokens that end an answer."""
+        path = self.folder / "genai_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings["model"]["eos_token_id"] = tokens
+        path.write_text(json.dumps(settings, indent=4), encoding="utf-8")
+
+    def truncate(self, count: int) -> None:
+        """Cut bytes off the constants' end."""
+        path = self.folder / "model.onnx.data"
+        path.write_bytes(path.read_bytes()[:-count])
 
     def rotary_base(self, base: float, factor: float) -> None:
         """Tables of a base `factor` times as large."""

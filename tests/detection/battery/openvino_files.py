@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detection.battery.tensor import Tensor, pack
 from harness.backends.openvino_ir import Graph, Node
@@ -60,6 +60,17 @@ class OpenVinoFiles:
         values = np.array(self._graph.values(node))
         values.reshape(-1)[channel] *= factor
         self._write(node, values.tobytes())
+
+    def end_tokens(self, tokens: list[int]) -> None:
+        """The tokens that end an answer."""
+        path = self.folder / "generation_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**settings, "eos_token_id": tokens}), encoding="utf-8")
+
+    def truncate(self, count: int) -> None:
+        """Cut bytes off the constants' end."""
+        path = self.folder / "openvino_model.bin"
+        path.write_bytes(path.read_bytes()[:-count])
 
     def rotary_base(self, base: float, factor: float) -> None:
         """Frequencies of a base `factor` times as large."""

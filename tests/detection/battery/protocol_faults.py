@@ -44,10 +44,10 @@ def logit_faults() -> Iterator[tuple[str, str, Cause, Callable[[Logits, int], Lo
             "logits rounded",
             f"to {step:g}",
             Cause.IMPLEMENTATION,
-            lambda x, n, s=step: (np.round(x / s) * s).astype(np.float32),
+            _rounded(step),
         )
     for limit in (8, 12):
-        yield "logits clipped", f"at {limit}", Cause.IMPLEMENTATION, lambda x, n, m=limit: np.clip(x, -m, m)
+        yield "logits clipped", f"at {limit}", Cause.IMPLEMENTATION, _clipped(limit)
 
 
 def _one(value: float) -> Callable[[Logits, int], Logits]:
@@ -57,6 +57,14 @@ def _one(value: float) -> Callable[[Logits, int], Logits]:
         return x
 
     return change
+
+
+def _rounded(step: float) -> Callable[[Logits, int], Logits]:
+    return lambda x, n: (np.round(x / step) * step).astype(np.float32)
+
+
+def _clipped(limit: float) -> Callable[[Logits, int], Logits]:
+    return lambda x, n: np.clip(x, -limit, limit)
 
 
 def _noise(share: float) -> Callable[[Logits, int], Logits]:

@@ -3,7 +3,7 @@
 | rule | alarm |
 | --- | --- |
 | top-5 at divergence | at the first differing greedy token, either's choice is not among the other's five best |
-| top-1 / top-5 floors | fewer than 89 % of positions agree in the best token, or in 99 % the golden's is among the five best |
+| top-1 / top-5 floors | the golden's best token is best at fewer than 89 % of positions, or in the best five at 99 % |
 | KL doubled | mean KL above twice that of the same target without the fault |
 | rtol / atol | a logit differs by more than 1e-2 + 1e-2 x its own size |
 """

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Tensor(msgspec.Struct):
-    """A quantised tensor: `codes` `[n, K]` int16, `scales` `[n, G]` as stored, `zeros` `[n, G]` int16 or None; or `values`.
+    """A quantised tensor: `codes` `[n, K]` int16, `scales` `[n, G]` as stored, `zeros` `[n, G]` int16 or None.
 
     `bits`, and whether codes are `signed`. Faults change the arrays in place.
     """

@@ -23,7 +23,7 @@ class Cause(str, enum.Enum):
 
 
 class Planted(msgspec.Struct, frozen=True):
-    """A fault: its name, how strong it is in words, where it was planted, and the cause that it ought to be put down to."""
+    """A fault: its name, its strength in words, where it was planted, and the cause it ought to be put down to."""
 
     name: str
     strength: str
@@ -35,14 +35,18 @@ class Trial(msgspec.Struct, frozen=True):
     """One fault or legitimate variant, judged.
 
     `failed`: which of the product's checks failed, with the first line of each. `effect`: how far the fault moves the
-    logits of the same device, in multiples of its yardstick; None where there are no logits to compare. `rules`: for
-    each rule in use elsewhere whether it would have raised an alarm; None where it says nothing of such a fault.
+    logits of the same device, in multiples of its yardstick; None where there are no logits to compare. `noise`: how
+    far other honest devices lie from the same one, in that unit. `ratios`: the largest mean and the largest worst
+    implementation error that was judged, in yardsticks. `rules`: for each rule in use elsewhere whether it would have
+    raised an alarm; None where it says nothing of such a fault.
     """
 
     planted: Planted
     failed: dict[Cause, str]
     effect: float | None
     rules: dict[str, bool | None]
+    noise: float = 1.0
+    ratios: tuple[float, float] = (0.0, 0.0)
 
     @property
     def caught(self) -> bool:
@@ -57,11 +61,11 @@ class Trial(msgspec.Struct, frozen=True):
     @property
     def needed(self) -> bool:
         """Whether missing it counts: its effect is above the noise of honest ways of computing the same."""
-        return self.effect is None or self.effect > 1.0
+        return self.effect is None or self.effect > self.noise
 
 
 class Answers(msgspec.Struct, frozen=True):
-    """What a device gave: logits `[n, V]` float32 for each prompt of the battery, and the arithmetics permitted to it."""
+    """What a device gave: logits `[n, V]` float32 for each prompt of the battery, and the arithmetics it may use."""
 
     logits: list[Logits]
     permitted: tuple[Any, ...]

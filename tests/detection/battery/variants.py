@@ -11,12 +11,10 @@ import numpy as np
 from detection.battery.bases import copied, exported, loaded
 from detection.battery.bench import Bench, Station
 from detection.battery.campaign import CLASSES, TARGETS, Emulated
-from detection.battery.trial import Answers, Cause, Logits, Planted, Trial
-from harness.arithmetic import Arithmetic
+from detection.battery.emulated import OTHERS
+from detection.battery.trial import Answers, Cause, Planted, Trial
 from harness.backend import Recipe, Session, load_backend, teacher_force
 from harness.backends.openvino import RECIPES
-from harness.reference.kernels import Variant
-from harness.reference.model import Phi3, TokenSequence
 from harness.target import Precision, Target
 
 _INT4 = ("--weight-format", "int4", "--sym", "--group-size", "128")
@@ -27,7 +25,7 @@ OPENVINO = (
     ("int4 g128 r1.0", Precision.INT4, (*_INT4, "--ratio", "1.0")),
     ("int4 channel", Precision.INT4, ("--weight-format", "int4", "--sym", "--group-size", "-1", "--ratio", "1.0")),
     ("int4 asymmetric", Precision.INT4, ("--weight-format", "int4", "--group-size", "128", "--ratio", "1.0")),
-    ("int4 g64 all layers", Precision.INT4, ("--weight-format", "int4", "--sym", "--group-size", "64", "--ratio", "1.0", "--all-layers")),
+    ("int4 g64 all layers", Precision.INT4, (*_INT4[:-1], "64", "--ratio", "1.0", "--all-layers")),
     ("int4 AWQ", Precision.INT4, (*_INT4, "--ratio", "1.0", "--awq")),
     ("int4 scale estimation", Precision.INT4, (*_INT4, "--ratio", "1.0", "--scale-estimation", *_DATA)),
     ("int4 AWQ, scale estimation", Precision.INT4, (*_INT4, "--ratio", "1.0", "--awq", "--scale-estimation", *_DATA)),
@@ -88,24 +86,13 @@ def running_trials(bench: Bench) -> Iterator[Trial]:
         yield _judged(bench, backend, TARGETS[backend], folder, f"{backend} {name}", ask, options)
 
 
-def emulated_trials(bench: Bench, emulated: Emulated) -> Iterator[Trial]:
-    """Other orders of summation and another kernel of attention, which none of the yardstick's variants is."""
-    others = (
-        Variant("split 7", split=7),
-        Variant("split 2, online", split=2, attention="online"),
-        Variant("split 5, fused", split=5, fused=True),
-    )
-    for name, (arithmetic, permitted) in CLASSES.items():
+def emulated_trials(emulated: Emulated) -> Iterator[Trial]:
+    """Honest devices other than the one that faults are planted in."""
+    for name in CLASSES:
         station = emulated.station(name)
-        for other in others:
-            given = Answers(_plain(emulated, bench, arithmetic, other), permitted)
+        for other in OTHERS:
+            given = emulated.honest(name, other)
             yield station.judge(Planted(other.name, "", f"emulated, {name}", Cause.IMPLEMENTATION), given)
-
-
-def _plain(emulated: Emulated, bench: Bench, arithmetic: Arithmetic, variant: Variant) -> list[Logits]:
-    device = Phi3(bench.checkpoint.config, emulated.weights)
-    fed = [TokenSequence(case.sequence, len(case.tokens)) for case in bench.cases]
-    return [device.logits([one], arithmetic, variant)[0].numpy() for one in fed]
 
 
 def _judged(

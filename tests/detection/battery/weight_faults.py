@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import methodcaller
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +21,7 @@ Change = Callable[[Files], None]
 DOWN, HEAD = "model.layers.3.mlp.down_proj.weight", "lm_head.weight"
 QKV, EMBEDDING = "model.layers.1.self_attn.qkv_proj.weight", "model.embed_tokens.weight"
 ROW, GROUP = 37, 2
+ONE, ALL = slice(GROUP, GROUP + 1), slice(None)
 # Two tokens and more that the goldens' prompts and answers do not have.
 RARE = (1913, 1931)
 
@@ -35,43 +38,51 @@ def weight_edits(checkpoint: Checkpoint, backend: str) -> Iterator[Edit]:
     """Every fault of weights for artifacts of a backend, the strongest first where there are several."""
     for share in (5, 2, 1, 0.5):
         factor = 1 + share / 100
-        yield _of("scale of one group", f"{share} %", DOWN, lambda t, f=factor: _scale(t, slice(GROUP, GROUP + 1), f))
-        yield _of("scale of one channel", f"{share} %", QKV, lambda t, f=factor: _scale(t, slice(None), f))
-    yield _of("sign of one group's scale", "", DOWN, lambda t: _scale(t, slice(GROUP, GROUP + 1), -1.0))
-    yield _of("a bit of a scale's exponent", "one group", DOWN, lambda t: _scale(t, slice(GROUP, GROUP + 1), 2.0))
+        yield _of("scale of one group", f"{share} %", DOWN, _scale, ONE, factor)
+        yield _of("scale of one channel", f"{share} %", QKV, _scale, ALL, factor)
+    yield _of("sign of one group's scale", "", DOWN, _scale, ONE, -1.0)
+    yield _of("a bit of a scale's exponent", "one group", DOWN, _scale, ONE, 2.0)
     yield _of("scales shifted by a group", "one row", DOWN, _shift_scales)
     yield _of("codes shifted by a group", "one row", DOWN, _shift_codes)
-    yield _of("nibbles exchanged", "whole tensor", DOWN, lambda t: _nibbles(t, slice(None)))
-    yield _of("nibbles exchanged", "one row", DOWN, lambda t: _nibbles(t, slice(ROW, ROW + 1)))
+    yield _of("nibbles exchanged", "whole tensor", DOWN, _nibbles, ALL)
+    yield _of("nibbles exchanged", "one row", DOWN, _nibbles, slice(ROW, ROW + 1))
     for size in (32, 16, 8):
-        yield _of("tile transposed", f"{size} x {size}", DOWN, lambda t, s=size: _tile(t, s))
-    yield _of("rows exchanged", "two", DOWN, lambda t: _swap(t, 5, 9))
-    yield _of("rows exchanged", "two of queries", QKV, lambda t: _swap(t, 5, 9))
-    yield _of("row duplicated in the LM head", "rare token", HEAD, lambda t: _copy(t, *RARE))
+        yield _of("tile transposed", f"{size} x {size}", DOWN, _tile, size)
+    yield Edit("layers' weights exchanged", "3 and 4", _exchange_layers)
+    yield _of("rows exchanged", "two", DOWN, _swap, 5, 9)
+    yield _of("rows exchanged", "two of queries", QKV, _swap, 5, 9)
+    yield _of("row duplicated in the LM head", "rare token", HEAD, _copy, *RARE)
     yield _of("row zeroed in the LM head", "rare token", HEAD, _zero_row)
     for share in (1.0, 0.1):
         how = "whole tensor" if share == 1.0 else "a tenth of the rows"
-        yield _of("rounding by floor", how, DOWN, lambda t, s=share: _floor(t, checkpoint, s))
+        yield _of("rounding by floor", how, DOWN, _floor, checkpoint, share)
     for count in (64, 8, 1):
-        yield _of("codes off by one", f"{count} in a group", DOWN, lambda t, c=count: _nudge(t, c))
+        yield _of("codes off by one", f"{count} in a group", DOWN, _nudge, count)
     zero = "model.layers.1.self_attn.o_proj.weight"
     if backend == "openvino":
         for step in (4, 1):
-            yield _of("zero point of one channel", f"{step} of 255", zero, lambda t, s=step: _zero_point(t, s))
-        yield _of("embedding rows exchanged", "two rare", EMBEDDING, lambda t: _swap(t, *RARE))
+            yield _of("zero point of one channel", f"{step} of 255", zero, _zero_point, step)
+        yield _of("embedding rows exchanged", "two rare", EMBEDDING, _swap, *RARE)
     else:
-        yield Edit("embedding rows exchanged", "two rare", lambda files: _swap_embedding(files))
+        yield Edit("embedding rows exchanged", "two rare", _swap_embedding)
     for share in (10, 1):
-        yield Edit("norm's weight", f"one channel, {share} %", lambda f, s=share: f.scale_norm(3, 17, 1 + s / 100))  # type: ignore[misc]
+        yield Edit("norm's weight", f"one channel, {share} %", methodcaller("scale_norm", 3, 17, 1 + share / 100))
 
 
-def _of(name: str, strength: str, tensor: str, change: Callable[[Tensor], None]) -> Edit:
+def _of(name: str, strength: str, tensor: str, change: Callable[..., None], *given: Any) -> Edit:
     def edit(files: Files) -> None:
         held = files.tensor(tensor)
-        change(held)
+        change(held, *given)
         files.store(held)
 
     return Edit(name, strength, edit)
+
+
+def _exchange_layers(files: Files) -> None:
+    first, second = files.tensor(DOWN), files.tensor(DOWN.replace(".3.", ".4."))
+    first.name, second.name = second.name, first.name
+    files.store(first)
+    files.store(second)
 
 
 def _scale(tensor: Tensor, groups: slice, factor: float) -> None:
