@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -29,10 +29,14 @@ def main() -> int:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     chosen = arguments.only or ["artifacts", "devices", "answers", "variants"]
+    faults: list[Trial] = []
+    legitimate: list[Trial] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        faults, legitimate = run(Bench(Path(folder)), chosen, quick=arguments.quick)
-    if arguments.save:
-        arguments.save.write_bytes(msgspec.json.encode((faults, legitimate)))
+        for kept, trial in run(Bench(Path(folder)), chosen, quick=arguments.quick):
+            (faults if kept == "fault" else legitimate).append(trial)
+            tell(trial)
+            if arguments.save:  # after each, so that what was judged is kept whatever interrupts
+                arguments.save.write_bytes(msgspec.json.encode((faults, legitimate)))
     for path in arguments.read:
         saved = msgspec.json.decode(path.read_bytes(), type=tuple[list[Trial], list[Trial]])
         faults, legitimate = saved[0] + faults, saved[1] + legitimate
@@ -43,40 +47,32 @@ def main() -> int:
     return 0 if report.sound(faults, legitimate) else 1
 
 
-def run(bench: Bench, chosen: list[str], *, quick: bool) -> tuple[list[Trial], list[Trial]]:
-    """Faults and legitimate variants, judged."""
-    faults: list[Trial] = []
-    legitimate: list[Trial] = []
+def run(bench: Bench, chosen: list[str], *, quick: bool) -> Iterator[tuple[str, Trial]]:
+    """Every trial, each a `fault` or a `variant`."""
     if "answers" in chosen:
-        faults += _told(form_trials(bench))
-    if "artifacts" in chosen:
-        for backend in TARGETS:
-            faults += _told(artifact_trials(bench, backend, few=quick))
+        yield from (("fault", trial) for trial in form_trials(bench))
+    classes = ["fp32+a8"] if quick else list(CLASSES)
     emulated = Emulated(bench) if {"devices", "variants"} & set(chosen) else None
     if "devices" in chosen and emulated:
-        for name in ["fp32+a8"] if quick else CLASSES:
-            faults += _told(emulated.trials(name, few=quick))
+        for name in classes:
+            yield from (("fault", trial) for trial in emulated.trials(name, few=quick))
+    if "artifacts" in chosen:
+        for backend in TARGETS:
+            yield from (("fault", trial) for trial in artifact_trials(bench, backend, few=quick))
     if "variants" in chosen and emulated:
+        yield from (("variant", trial) for trial in variants.emulated_trials(emulated, classes))
         if not quick:
-            legitimate += _told(variants.export_trials(bench))
-            legitimate += _told(variants.running_trials(bench))
-        legitimate += _told(variants.emulated_trials(emulated))
-    return faults, legitimate
+            yield from (("variant", trial) for trial in variants.running_trials(bench))
+            yield from (("variant", trial) for trial in variants.export_trials(bench))
 
 
-def _told(trials: Iterable[Trial]) -> list[Trial]:
-    """The trials, with a line on standard error for each as it is judged."""
-    found = []
-    began = time.monotonic()
-    for trial in trials:
-        cause = trial.cause.value if trial.cause else "nothing found"
-        effect = "" if trial.effect is None else f" effect {trial.effect:.3g}"
-        planted = trial.planted
-        said = trial.failed[trial.cause][:150] if trial.cause else ""
-        head = f"{time.monotonic() - began:6.1f} s  {planted.place}: {planted.name} {planted.strength}:"
-        print(f"{head}{effect} {cause}; {said}", file=sys.stderr, flush=True)
-        found.append(trial)
-    return found
+def tell(trial: Trial) -> None:
+    """A line on standard error, since the whole takes its time."""
+    cause = trial.cause.value if trial.cause else "nothing found"
+    effect = "" if trial.effect is None else f" effect {trial.effect:.3g}"
+    said = trial.failed[trial.cause][:150] if trial.cause else ""
+    head = f"{trial.planted.place}: {trial.planted.name} {trial.planted.strength}:"
+    print(f"{time.strftime('%X')}  {head}{effect} {cause}; {said}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -146,7 +146,10 @@ class Station:
     def judge(
         self, planted: Planted, answers: Answers, *, finding: str = "", weights: ArtifactWeights | None = None
     ) -> Trial:
-        """Judge what a device gave; `finding` is the audit's, `weights` the artifact's where it is another one."""
+        """Judge what a device gave; `weights` are the artifact's where it is not the station's own.
+
+        `finding` is the audit's. Where there is one it settles the cause, and the device is heard for the effect only.
+        """
         bench = self.bench
         failed: dict[Cause, str] = {Cause.AUDIT: finding} if finding else {}
         protocol = self._protocol(answers)
@@ -155,13 +158,9 @@ class Station:
             return Trial(
                 planted, failed, None, rules.apply(bench.golden, answers.logits, bench.prefills, self.usual_kl)
             )
-        try:
-            references = self.references if weights is None else bench.references(weights)
-            inference, found = self.apart(answers, references)
-        except ArtifactError:  # the audit has said so
-            inference, found = None, []
         ratios = (0.0, 0.0)
-        if inference is not None:
+        if not finding:  # what the audit finds is put down to the artifact, whatever the device makes of it
+            inference, found = self.apart(answers, self.references if weights is None else bench.references(weights))
             errors, ratios = self._errors(found, inference.arithmetic)
             failed |= errors
         alarms = rules.apply(bench.golden, answers.logits, bench.prefills, self.usual_kl)

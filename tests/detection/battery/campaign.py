@@ -75,7 +75,7 @@ def _judge_artifact(bench: Bench, station: Station, planted: Planted, backend: s
         answers = bench.ask(session)
     finally:
         session.close()
-    weights = None if finding.startswith("refused") else bench.weights(backend, folder)
+    weights = None if finding else bench.weights(backend, folder)
     return station.judge(planted, answers, finding=finding, weights=weights)
 
 

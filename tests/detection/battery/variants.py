@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,7 +10,7 @@ import numpy as np
 
 from detection.battery.bases import copied, exported, loaded
 from detection.battery.bench import Bench, Station
-from detection.battery.campaign import CLASSES, TARGETS, Emulated
+from detection.battery.campaign import TARGETS, Emulated
 from detection.battery.emulated import OTHERS
 from detection.battery.trial import Answers, Cause, Planted, Trial
 from harness.backend import Recipe, Session, load_backend, teacher_force
@@ -86,9 +86,9 @@ def running_trials(bench: Bench) -> Iterator[Trial]:
         yield _judged(bench, backend, TARGETS[backend], folder, f"{backend} {name}", ask, options)
 
 
-def emulated_trials(emulated: Emulated) -> Iterator[Trial]:
+def emulated_trials(emulated: Emulated, classes: Sequence[str]) -> Iterator[Trial]:
     """Honest devices other than the one that faults are planted in."""
-    for name in CLASSES:
+    for name in classes:
         station = emulated.station(name)
         for other in OTHERS:
             given = emulated.honest(name, other)
