@@ -31,10 +31,10 @@ class Examined(msgspec.Struct, frozen=True):
     """What was measured, `[n]` at every place in the order of computing: RMS errors relative to the stream's RMS.
 
     `own`: of each sublayer on the device's own input. `yardsticks`: of honest variants on it. `tipped`: what it costs
-    if about one value a row rounds the other way, empty where values are not rounded coarsely; `lasting` where that
-    value may be one in the cache, which all later rows have. `drift`: of the stream against a reference that goes its
-    own way, with the errors of all sublayers before. `arithmetic` is the one in
-    effect by `distances`, the geometric means of every permitted one. `prefill` tokens were fed at once.
+    if a few values of every row round the other way, and `seldom` if one does in a few rows, which then shows in all
+    rows that attend to these; empty where values are not rounded coarsely. `drift`: of the stream against a reference
+    that goes its own way, with the errors of all sublayers before. `arithmetic` is the one in effect by `distances`,
+    the geometric means of every permitted one. `prefill` tokens were fed at once.
     """
 
     arithmetic: str
@@ -43,7 +43,7 @@ class Examined(msgspec.Struct, frozen=True):
     own: Mapping[str, Floats]
     yardsticks: Mapping[str, Mapping[str, Floats]]
     tipped: Mapping[str, Floats]
-    lasting: bool
+    seldom: Mapping[str, Floats]
     drift: Mapping[str, Floats]
 
 
@@ -146,14 +146,18 @@ def _judge(found: Examined, place: str, phase: str, rows: slice, common: tuple[f
 def _unit(found: Examined, place: str, rows: slice) -> tuple[float, float]:
     """The largest median and the largest single error of the variants; what is not finite is none of theirs.
 
-    A value that tips is rare: it has a part in the median only where there are too few rows for one, or it lasts.
+    A value that tips is rare: it has a part in the median where there are too few rows for one, and in attention,
+    where one row's key or value is in all rows after it.
     """
-    cut = [np.nan_to_num(variant[place][rows], nan=0.0, posinf=0.0) for variant in found.yardsticks.values()]
-    tipped = np.nan_to_num(found.tipped[place][rows], nan=0.0, posinf=0.0) if found.tipped else cut[0]
+    cut = [_finite(variant[place][rows]) for variant in found.yardsticks.values()]
+    tipped, seldom = (_finite(rare[place][rows]) if rare else cut[0] for rare in (found.tipped, found.seldom))
     worst = max(float(one.max()) for one in (*cut, tipped))
-    lasts = found.lasting and rows.start == found.prefill and _kind(place) == "self_attn"
-    rare = len(tipped) >= _FEW and not lasts
-    return max(float(np.median(one)) for one in cut) if rare else worst, worst
+    lasting = [seldom] if _kind(place) == "self_attn" else []
+    return max(float(np.median(one)) for one in (*cut, *lasting)) if len(seldom) >= _FEW else worst, worst
+
+
+def _finite(errors: Floats) -> Floats:
+    return np.nan_to_num(errors, nan=0.0, posinf=0.0)
 
 
 def _common(found: Examined, rows: slice) -> dict[str, tuple[float, float]]:

@@ -30,7 +30,7 @@ def examined(**changes: Any) -> Examined:
         own={place: errors.copy() for place, errors in rows.items()},
         yardsticks={name: {place: errors.copy() for place, errors in rows.items()} for name in ("split", "jitter")},
         tipped={},
-        lasting=False,
+        seldom={},
         drift=rows,
     )
     return msgspec.structs.replace(made, **changes)
@@ -117,10 +117,13 @@ def test_coarse_rounding_hides_no_fault_of_most_rows() -> None:
 
 
 def test_a_value_that_tips_in_the_cache_lasts() -> None:
-    found = examined(tipped={place: np.full(LENGTH, 1e-3) for place in PLACES}, lasting=True)
-    found.own["model.layers.1.self_attn"][13:] = 1e-3
+    coarse = {place: np.full(LENGTH, 1e-3) for place in PLACES}
+    found = examined(tipped=coarse, seldom={place: np.full(LENGTH, 1e-4) for place in PLACES})
+    found.own["model.layers.1.self_attn"][13:] = 5e-4
     assert localised(found).bad == ()
-    assert localised(msgspec.structs.replace(found, lasting=False)).bad
+    found.own["model.layers.1.mlp"][13:] = 5e-4
+    assert {one.place for one in localised(found).bad} == {"model.layers.1.mlp"}
+    assert localised(msgspec.structs.replace(found, seldom={})).bad[0].place == "model.layers.1.self_attn"
 
 
 def test_the_median_of_a_few_rows_is_not_held_against_them() -> None:
