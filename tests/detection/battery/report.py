@@ -50,6 +50,9 @@ def _summary(faults: Sequence[Trial], variants: Sequence[Trial]) -> Iterator[str
     yield f"- faults: {len({t.planted.name for t in faults})} kinds, {len(faults)} trials"
     yield f"- found of those above the noise: {found} of {len(needed)}"
     yield f"- found of those below it: {sum(t.caught for t in below)} of {len(below)}"
+    missed = [trial.effect or 0.0 for trial in faults if not trial.caught and trial.effect is not None]
+    if missed:
+        yield f"- every fault that moves the logits by more than {max(missed):.2g} yardsticks was found"
     yield f"- put down rightly: {100 * attribution(faults):.1f} % of those found"
     yield f"- false alarms: {sum(t.caught for t in variants)} of {len(variants)} legitimate variants"
     yield "- rules in use elsewhere, over the same faults above the noise, and over the legitimate variants:"

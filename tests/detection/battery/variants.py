@@ -106,7 +106,9 @@ def _judged(
         session.close()
     station = Station(bench, bench.weights(backend, folder), answers, Target.parse(target).precision)
     finding = bench.audit(backend, folder)
-    return station.judge(Planted(name, "", target, Cause.IMPLEMENTATION), answers, finding=finding)
+    trial = station.judge(Planted(name, "", target, Cause.IMPLEMENTATION), answers, finding=finding)
+    # Held against itself it has no effect, nor twice its own KL.
+    return msgspec.structs.replace(trial, effect=None, rules={**trial.rules, "KL doubled": None})
 
 
 def _reversed(bench: Bench, session: Session) -> Answers:
