@@ -267,10 +267,13 @@ def _permitted(artifact: Path, target: Target) -> tuple[Arithmetic, ...]:
         caches = (CachePrecision.F32, CachePrecision.F16)
         return tuple(Arithmetic(operators, 0, c, w) for c, w in itertools.product(caches, roundings))
     try:
-        nodes = [node for node in Graph(artifact).nodes if node.op_type == "MatMulNBits"]
+        nodes = Graph(artifact).nodes
     except ArtifactError:
         return ()
-    blocks = {whole(node, "block_size") for node in nodes if whole(node, "accuracy_level", 0) == _INT8_ACTIVATIONS}
+    products = [node for node in nodes if node.op_type == "MatMulNBits"]
+    blocks = {whole(node, "block_size") for node in products if whole(node, "accuracy_level", 0) == _INT8_ACTIVATIONS}
+    # The runtime makes MatMulNBits of level 4 out of these (session.qdq_matmulnbits_accuracy_level).
+    blocks |= {whole(node, "block_size", 0) for node in nodes if node.op_type == "DequantizeLinear"}
     return tuple(Arithmetic(Precision.FP32, block) for block in sorted({0, *blocks}))
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from harness import metrics
+from harness import metrics, phi3_float64
 from harness.arithmetic import Arithmetic, Weights
 from harness.errors import ArtifactError
 from harness.layout import Layout, Place
 from harness.reference.kernels import VARIANTS
 from harness.reference.model import Phi3, Tap, TokenSequence, Weight
-from harness.weights import ArtifactWeights, Quantised
+from harness.weights import ArtifactWeights, Quantised, Statement
 
 # Threads cost more than they give where products are small: 0.5 s against 16 s for 2,500 tokens of the bundled
 # checkpoint on two busy cores.
@@ -30,7 +31,8 @@ class ArtifactReference:
         self._config = config
         self._exact = assemble(weights, config)
         self._rounding = Weights.EXACT
-        self._model = Phi3(config, self._exact)
+        self._half_rotary = states_half_rotary(weights.statements(), config)
+        self._model = Phi3(config, self._exact, half_rotary=self._half_rotary)
         if int(config["hidden_size"]) < _SMALL_HIDDEN:
             torch.set_num_threads(1)
 
@@ -65,8 +67,8 @@ class ArtifactReference:
             dtype = _ROUNDED.get(rounding)
             held = self._exact
             if dtype is not None:
-                held = {n: Weight(w.values.to(dtype).to(torch.float32), w.quantised) for n, w in self._exact.items()}
-            self._model, self._rounding = Phi3(self._config, held), rounding
+                held = {n: w._replace(values=w.values.to(dtype).to(torch.float32)) for n, w in self._exact.items()}
+            self._model, self._rounding = Phi3(self._config, held, half_rotary=self._half_rotary), rounding
         return self._model
 
 
@@ -80,10 +82,25 @@ def assemble(weights: ArtifactWeights, config: Mapping[str, Any]) -> dict[str, W
         if stored.name not in shapes:
             raise ArtifactError(f"{stored.source} is no tensor of the checkpoint: {stored.name}", "export it again")
         shape = shapes[stored.name]
+        content, multiplier = stored.content, None
+        if content.multiplier is not None and stored.rows == shape[0]:
+            multiplier = torch.from_numpy(content.multiplier.astype(np.float32))
+            content = msgspec.structs.replace(content, multiplier=None)
         if stored.name not in found:
-            found[stored.name] = Weight(torch.zeros(shape), isinstance(stored.content, Quantised))
+            found[stored.name] = Weight(torch.zeros(shape), isinstance(content, Quantised), multiplier)
         places.append(Place(stored.name, stored.row, (stored.rows, *shape[1:])))
-        exact = torch.from_numpy(stored.content.product()).to(torch.float32)
+        exact = torch.from_numpy(content.product()).to(torch.float32)
         found[stored.name].values[stored.row : stored.row + stored.rows] = exact
     layout.check_complete(places)
     return found
+
+
+def states_half_rotary(statements: Sequence[Statement], config: Mapping[str, Any]) -> bool:
+    """Whether an artifact holds the checkpoint's own rotary frequencies in FP16, as OpenVINO's FP16 exports do.
+
+    Up to 0.05 % off, which is the artifact's and no kernel's. Any other frequencies are for the audit to find.
+    """
+    stated = [statement.value for statement in statements if statement.what == "rotary_inv_freq"]
+    exact = phi3_float64.frequencies(config, 1)[0].astype(np.float32)
+    half = exact.astype(np.float16).astype(np.float64)
+    return bool(stated) and all(value.shape == half.shape and np.array_equal(value, half) for value in stated)

@@ -25,6 +25,8 @@ class Weight(NamedTuple):
 
     values: Tensor
     quantised: bool = False
+    multiplier: Tensor | None = None
+    """`[K]`: what the activations are multiplied with before the product (AWQ), and before they are quantised."""
 
 
 class TokenSequence(msgspec.Struct, frozen=True):
@@ -41,8 +43,10 @@ Tap = Callable[[int, str, Tensor], Tensor | None]
 class Phi3:
     """The model of one configuration on one set of weights."""
 
-    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Weight]) -> None:
+    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Weight], *, half_rotary: bool = False) -> None:
+        """`half_rotary`: the artifact holds the rotary frequencies in FP16."""
         self._config = dict(config)
+        self._half_rotary = half_rotary
         self._weights = weights
         self.layers = int(config["num_hidden_layers"])
         self._heads = int(config["num_attention_heads"])
@@ -104,6 +108,8 @@ class Phi3:
 
     def _product(self, kernels: Kernels, x: Tensor, name: str) -> Tensor:
         weight = self._weights[name]
+        if weight.multiplier is not None:
+            x = kernels.between(x * weight.multiplier)
         return kernels.product(x, weight.values, quantised=weight.quantised)
 
     def _attention(self, kernels: Kernels, qkv: Tensor, rotation: tuple[Tensor, Tensor], prefill: int) -> Tensor:
@@ -130,8 +136,11 @@ class Phi3:
 
     def _rotation(self, n: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines `[n, r]`, from angles in FP32 as the models compute them."""
-        frequencies, factor = phi3_float64.frequencies(self._config, n)
-        angles = torch.arange(n, dtype=torch.float32)[:, None] * torch.from_numpy(frequencies).to(torch.float32)
+        exact, factor = phi3_float64.frequencies(self._config, n)
+        frequencies = torch.from_numpy(exact).to(torch.float32)
+        if self._half_rotary:
+            frequencies = frequencies.to(torch.float16).to(torch.float32)
+        angles = torch.arange(n, dtype=torch.float32)[:, None] * frequencies
         return angles.cos() * factor, angles.sin() * factor
 
 
