@@ -36,11 +36,11 @@ OPENVINO = (
 )  # fmt: skip
 ORT = (
     ("int4", Precision.INT4, ()),
-    ("int4 accuracy level 1", Precision.INT4, ("int4_accuracy_level=1",)),
-    ("int4 block 128", Precision.INT4, ("int4_block_size=128",)),
-    ("int4 asymmetric", Precision.INT4, ("int4_is_symmetric=false",)),
-    ("int4 LM head in 8 bits", Precision.INT4, ("int4_algo_config=rtn_last",)),
-    ("int4 k-quant mixed", Precision.INT4, ("int4_algo_config=k_quant_mixed",)),
+    ("int4 accuracy level 1", Precision.INT4, ("accuracy_level=1",)),
+    ("int4 block 128", Precision.INT4, ("block_size=128",)),
+    ("int4 asymmetric", Precision.INT4, ("is_symmetric=false",)),
+    ("int4 LM head in 8 bits", Precision.INT4, ("algo_config=rtn_last",)),
+    ("int4 k-quant mixed", Precision.INT4, ("algo_config=k_quant_mixed",)),
     ("int8", Precision.INT8, ()),
     ("fp32", Precision.FP32, ()),
 )
