@@ -64,9 +64,7 @@ def test_a_rotary_base_one_per_cent_off_is_found_in_the_graph_and_in_the_logits(
     faulty = changed_checkpoint(tmp_path / "faulty", rope_theta=theta * 1.01)
     export(target, faulty, tmp_path / "artifact", tmp_path / "scratch")
     chosen = "test_weights or (test_logits and not window and not of_suite)"
-    result = conform(
-        f"--artifact={target}={tmp_path / 'artifact'}", "-k", chosen, *options, targets=target, options=[]
-    )
+    result = conform(f"--artifact={target}={tmp_path / 'artifact'}", "-k", chosen, *options, targets=target, options=[])
     assert result.status == 1
     (audited,) = failures(result.cases, "test_weights")
     assert "weight audit: " in audited.message
