@@ -81,7 +81,7 @@ class Judge:
             self._keep(Verdict(Outcome.FAIL, numbers, {"findings": 0.0}, "\n".join(lines)), None)
 
     def _localised(self, verdict: Verdict, prompt: PromptCase) -> Verdict:
-        """The verdict with the first bad sublayer if the implementation is to blame; once a session, since it is slow."""
+        """The verdict with the first bad sublayer if the implementation is to blame: once a session, for it is slow."""
         if "implementation error in " not in verdict.message or self.session.first_bad is not None:
             return verdict
         self.session.first_bad = first_bad(self.session, prompt)
