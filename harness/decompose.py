@@ -137,12 +137,16 @@ class ArtifactReferences:
             self._worker = None
 
     def _ask(self, operation: str, asked: dict[str, Any]) -> Any:
-        self.open()
-        assert self._worker is not None
         try:
+            self.open()
+            assert self._worker is not None
             return self._worker.call(Stage.RUN, operation, **asked)
+        except Undecomposed as reason:  # it could be read before its worker died
+            raise _no_reference(
+                StageError(Stage.COMPARE, str(reason), "see whether the artifact was changed")
+            ) from None
         except StageError as error:
-            raise _no_reference(error) from None
+            raise error if error.stage is Stage.COMPARE else _no_reference(error) from None
 
     def _remember(
         self, what: str, asked: dict[str, Any], compute: Callable[[], dict[str, NDArray[Any]]]
@@ -194,4 +198,5 @@ def _keep(path: Path, found: dict[str, NDArray[Any]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(found, partial)
         partial.replace(path)
-    partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        partial.unlink(missing_ok=True)

@@ -63,7 +63,7 @@ class Judge:
         Taken apart where that is possible: quantisation error by the policy, implementation error by the yardstick.
         """
         if isinstance(found, Decomposed):
-            found = self._localised(self._apart(found, len(prompt.case.tokens)), prompt)
+            found = self._apart(found, prompt)
         elif isinstance(found, Rows):
             found = compare.judge_logits(found, self.limits.logits, len(prompt.case.tokens))
         self._conclude(found, prompt)
@@ -75,25 +75,21 @@ class Judge:
             sentences.append(f"{report.count} findings in all: phi3-conformance audit")
         lines = [f"weight audit: {sentence}" for sentence in sentences or ["the artifact holds no tensors"]]
         numbers = {"tensors": float(len(report.tensors)), "findings": float(report.count)}
-        if report.clean:
-            self._keep(Verdict(Outcome.PASS, numbers, {"findings": 0.0}), None)
-        else:
-            self._keep(Verdict(Outcome.FAIL, numbers, {"findings": 0.0}, "\n".join(lines)), None)
+        outcome, message = (Outcome.PASS, "") if report.clean else (Outcome.FAIL, "\n".join(lines))
+        self._keep(Verdict(outcome, numbers, {"findings": 0.0}, message), None)
 
-    def _localised(self, verdict: Verdict, prompt: PromptCase) -> Verdict:
-        """The verdict with the first bad sublayer if the implementation is to blame: once a session, for it is slow."""
-        if "implementation error in " not in verdict.message or self.session.first_bad is not None:
+    def _apart(self, found: Decomposed, prompt: PromptCase) -> Verdict:
+        """Both errors judged; where the implementation is to blame, once a session (it is slow) where it breaks."""
+        policy, length = self.policy, len(prompt.case.tokens)
+        weights = policy.limits_of(self.session.target.precision).logits
+        quantisation = compare.judge_logits(found.quantisation, weights, length)
+        implementation = judge_implementation([found], policy.implementation_of(found.compute_class))
+        total = compare.judge_logits(found.total, weights, length)
+        verdict = _joined(total, quantisation, implementation)
+        if implementation.outcome is Outcome.PASS or self.session.first_bad is not None:
             return verdict
         self.session.first_bad = first_bad(self.session, prompt)
         return msgspec.structs.replace(verdict, message=f"{verdict.message}\n{self.session.first_bad}")
-
-    def _apart(self, found: Decomposed, prompt_length: int) -> Verdict:
-        policy = self.policy
-        weights = policy.limits_of(self.session.target.precision).logits
-        quantisation = compare.judge_logits(found.quantisation, weights, prompt_length)
-        implementation = judge_implementation([found], policy.implementation_of(found.compute_class))
-        total = compare.judge_logits(found.total, weights, prompt_length)
-        return _joined(total, quantisation, implementation)
 
     def suite_logits(self, prompts: Sequence[PromptCase]) -> None:
         """Mean KL and top-1 agreement over all positions of a suite lie within the limits."""

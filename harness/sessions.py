@@ -165,7 +165,10 @@ class TargetSession:
         """The audit of the artifact's weights. Raises Unsupported where they cannot be read without its runtime."""
         backend = self.run.backends[self.target.backend]
         if not isinstance(backend, ReadsWeights):
-            raise Unsupported(f"the backend {backend.name} does not read the weights of its artifacts")
+            raise Unsupported(
+                f"the backend {backend.name} does not read the weights of its artifacts",
+                "give it dequantized_weights: see docs/backends.md",
+            )
         try:
             folder = self._folder()
         except Undecomposed as error:
