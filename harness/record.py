@@ -18,9 +18,11 @@ from harness.checkpoint import Fingerprint
 from harness.devices import Machine
 from harness.discovery import RuntimeReport
 from harness.errors import RecordError
+from harness.localise import Localisation
 from harness.target import DeviceKind, Evidence, Precision
 
-SCHEMA = 1
+SCHEMA = 2
+"""2 added what reports and comparisons of runs need: prompts, details of cases, timings, noise, environment."""
 
 
 class ArtifactRecord(msgspec.Struct, frozen=True):
@@ -32,6 +34,40 @@ class ArtifactRecord(msgspec.Struct, frozen=True):
     bytes: int
     versions: dict[str, str]
     command: list[str]
+
+
+class Speed(msgspec.Struct, frozen=True):
+    """How fast a session is at one length of prompt: a figure for each repeat after warming up, in ms.
+
+    `first_token_ms`: from giving the prompt to the first token; `token_ms`: the mean for each further one, of
+    `new_tokens` in all. Measured in the worker, greedy, batch of one.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    first_token_ms: tuple[float, ...]
+    token_ms: tuple[float, ...]
+
+
+class Repeat(msgspec.Struct, frozen=True):
+    """How far a session's answer to a prompt lies from its own first answer to it, the state reset in between.
+
+    `logits_sha256` of both are equal where the two are bit-identical. In logits: centred RMS, mean and worst over
+    positions. `kl_mean` in nat.
+    """
+
+    case: str
+    identical: bool
+    centred_rms_mean: float
+    centred_rms_worst: float
+    kl_mean: float
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """Seconds that a session took: exporting (0 where it was in the cache), and loading with compiling."""
+
+    prepare: float
+    load: float
 
 
 class SessionRecord(msgspec.Struct, frozen=True):
@@ -50,6 +86,55 @@ class SessionRecord(msgspec.Struct, frozen=True):
     undecomposed: str = ""
     first_bad: str = ""
     """The first bad sublayer on the first prompt that failed by its implementation error."""
+    localisation: Localisation | None = None
+    """Errors by sublayer behind `first_bad`."""
+    timings: Timings | None = None
+    speed: tuple[Speed, ...] = ()
+    peak_memory_bytes: int = 0
+    """The most that the worker's process held, its runtime included; 0 where it was not read."""
+    repeats: tuple[Repeat, ...] = ()
+
+
+class Tops(msgspec.Struct, frozen=True):
+    """The likeliest tokens at n positions, `[n][k]`, with their probabilities; token ids into the record's `words`."""
+
+    tokens: list[list[int]]
+    probabilities: list[list[float]]
+
+
+class Detail(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a device gave for a case position by position; lists are `[n]`, rounded to 4 digits.
+
+    `first` is the position in the prompt's sequence of the first row. `kl`: golden against device, nat. `quantisation`:
+    golden against the reference on the artifact's exact weights; `implementation`: that reference against the device;
+    `yardstick`: the largest of the honest variants there; these in centred RMS logits. Empty where the error was not
+    taken apart. `tokens`: a greedy answer.
+    """
+
+    logits_sha256: str = ""
+    """Of the device's logits as little-endian float32, row by row: equal where they are bit-identical."""
+    first: int = 0
+    kl: list[float] = []
+    quantisation: list[float] = []
+    implementation: list[float] = []
+    yardstick: list[float] = []
+    top: Tops | None = None
+    tokens: list[int] = []
+
+
+class PromptRecord(msgspec.Struct, frozen=True):
+    """A prompt with the golden's answer: `tokens` are both, the first `prefill` of them the prompt.
+
+    `top`: the golden's likeliest tokens after each position, `[n]` rows; `margins`: best minus second-best logit.
+    """
+
+    suite: str
+    id: str
+    about: str
+    tokens: list[int]
+    prefill: int
+    top: Tops
+    margins: list[float]
 
 
 class CaseRecord(msgspec.Struct, frozen=True):
@@ -70,6 +155,7 @@ class CaseRecord(msgspec.Struct, frozen=True):
     message: str
     waiver: str | None
     seconds: float
+    detail: Detail | None = None
 
 
 class CheckpointRecord(msgspec.Struct, frozen=True):
@@ -77,6 +163,16 @@ class CheckpointRecord(msgspec.Struct, frozen=True):
 
     name: str
     fingerprint: Fingerprint
+
+
+class WaiverRecord(msgspec.Struct, frozen=True):
+    """A waiver as a report lists it; `expires` is an ISO date."""
+
+    id: str
+    reason: str
+    url: str
+    owner: str
+    expires: str
 
 
 class RunRecord(msgspec.Struct, frozen=True):
@@ -102,6 +198,13 @@ class RunRecord(msgspec.Struct, frozen=True):
     cases: list[CaseRecord]
     hosts: dict[str, Machine] = {}
     runtimes: list[RuntimeReport] = []
+    prompts: list[PromptRecord] = []
+    words: dict[str, str] = {}
+    """The text of every token id in the record, by the id as a string: JSON has no other keys."""
+    environment: dict[str, str] = {}
+    """Environment variables that change what runtimes compute, of a list of allowed ones."""
+    waivers: list[WaiverRecord] = []
+    """Every waiver that covers a case of the run."""
 
 
 def without_folders(words: Sequence[str], root: Path) -> list[str]:
@@ -130,8 +233,8 @@ def read_record(path: Path) -> RunRecord:
     try:
         text = path.read_bytes()
         schema = msgspec.json.decode(text, type=_SchemaOnly).schema
-        if schema != SCHEMA:
-            raise RecordError(f"{path} has schema {schema}; this version reads {SCHEMA}", "record the run again")
+        if schema not in (1, SCHEMA):
+            raise RecordError(f"{path} has schema {schema}; this version reads 1 to {SCHEMA}", "record the run again")
         return msgspec.convert(_with_nan(msgspec.json.decode(text)), RunRecord)
     except (OSError, msgspec.DecodeError, RecursionError, AttributeError, LookupError, TypeError) as error:
         raise RecordError(f"{path} is no run record: {error}", "name the .json file that a run wrote") from None

@@ -216,7 +216,7 @@ def make_record(
 
     def make(**changes: Any) -> RunRecord:
         fields: dict[str, Any] = {
-            "schema": 1,
+            "schema": 2,
             "harness": "0.1.0",
             "started": "2026-11-22T12:00:00+00:00",
             "finished": "2026-11-22T12:01:00+00:00",
