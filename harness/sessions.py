@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,22 +18,21 @@ from harness.artifacts import Artifact
 from harness.audit import audit
 from harness.backend import Capabilities, SessionInfo
 from harness.compare import Rows, Verdict, compare_logits
-from harness.decompose import ArtifactReferences, Inference, Undecomposed, reference_key
+from harness.decompose import ArtifactReferences, Inference, Undecomposed
 from harness.device_lock import Holder
-from harness.devices import this_machine
 from harness.errors import (
     NotRun,
-    ResourceError,
     Stage,
     StageError,
     Unsupported,
     WorkerDied,
     WorkerTimeout,
 )
+from harness.exact_weights import open_references, weights_folder
 from harness.findings import AuditReport
 from harness.policy import compute_class
 from harness.preparation import prepare
-from harness.recording import check_memory
+from harness.probes import choose_probes
 from harness.run import PromptCase, Run
 from harness.states import States
 from harness.target import Evidence, Precision, Target, matches
@@ -46,9 +44,6 @@ from harness.yardstick import Decomposed
 MAX_DEATHS = 3
 
 _CLAIM_SECONDS = 0.5
-# The arithmetic in effect is inferred from so many prompts, of about so many tokens with their answers.
-_PROBES = 6
-_PROBE_TOKENS = 56
 
 T = TypeVar("T")
 
@@ -170,7 +165,8 @@ class TargetSession:
                 "give it dequantized_weights: see docs/backends.md",
             )
         try:
-            folder = self._folder()
+            assert self.artifact is not None
+            folder = weights_folder(self.run, self.target, self.artifact, self.info, self._call)
         except Undecomposed as error:
             raise Unsupported(f"{self.target}: {error}") from None
         checkpoint = self.run.settings.checkpoint
@@ -182,7 +178,7 @@ class TargetSession:
         if references is None or self.info is None:
             return None
         if self.inference is None:
-            probes = [probe for probe in map(self._probe, self._probes()) if probe is not None]
+            probes = [probe for probe in map(self._probe, choose_probes(self.run, self.info)) if probe is not None]
             if not probes:
                 self.undecomposed = "no prompt of middling length has logits that compare"
                 references.close()
@@ -236,49 +232,8 @@ class TargetSession:
 
     def _open_references(self) -> ArtifactReferences:
         """Raises Undecomposed."""
-        if not isinstance(self.run.backends[self.target.backend], ReadsWeights):
-            raise Undecomposed(f"the backend {self.target.backend} does not read the weights of its artifacts")
-        if self.info is None or not self.info.permitted:
-            raise Undecomposed("nothing is known of how the runtime computes")
         assert self.artifact is not None
-        folder, checkpoint = self._folder(), self.run.settings.checkpoint
-        goldens = [self.run.golden(suite).manifest for suite in self.run.settings.suites]
-        try:
-            check_memory(checkpoint, max(len(case.sequence) for golden in goldens for case in golden.cases))
-        except ResourceError as error:
-            raise Undecomposed(error.problem.replace("an FP32 golden", "the artifact reference")) from None
-        opening = {"backend": self.target.backend, "artifact": str(folder), "config": checkpoint.config}
-        parts = [self.artifact.sha256, str(self.target), *sorted(map(str, self.versions().items()))]
-        found = ArtifactReferences(
-            lambda: self.run.crew.hire_for("artifact-reference", "pytorch"),
-            opening,
-            reference_key(parts, self.run.settings.fingerprint.key, this_machine().processor),
-        )
-        found.open()
-        return found
-
-    def _folder(self) -> Path:
-        """The folder that the weights are read from. Raises Undecomposed when it is not on this machine."""
-        assert self.artifact is not None
-        if self.info is not None and self.info.capabilities.keeps_weights:
-            if self.target.host is not None:
-                raise Undecomposed(f"the weights are quantised on {self.target.host} while loading")
-            folder = self.run.crew.scratch / f"weights-{str(self.target).replace(':', '-')}"
-            if not folder.is_dir():
-                self._call("invoke", method="keep_weights", arguments={"folder": str(folder)})
-            return folder
-        if not self.artifact.path.is_dir():
-            raise Undecomposed(f"the artifact lies on {self.target.host}")
-        return self.artifact.path
-
-    def _probes(self) -> list[PromptCase]:
-        """A few prompts of middling length, which the session can take."""
-        run, able = self.run, self.info.capabilities if self.info else Capabilities()
-        suites = run.settings.suites
-        prompts = [run.case(suite, case.id) for suite in suites for case in run.golden(suite).manifest.cases]
-        fitting = [p for p in prompts if len(p.case.tokens) > 1]
-        fitting = [p for p in fitting if not able.refuses(len(p.case.tokens), len(p.case.continuation))]
-        return sorted(fitting, key=lambda prompt: abs(len(prompt.case.sequence) - _PROBE_TOKENS))[:_PROBES]
+        return open_references(self.run, self.target, self.artifact, self.info, self._call)
 
     def _probe(self, prompt: PromptCase) -> tuple[tuple[int, ...], int, Any] | None:
         """A prompt and what the device gives for it; None where nothing compares, of which its own case will tell."""

@@ -1,0 +1,61 @@
+"""Where the weights that a session computes with are read from, and the references computed on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.artifacts import Artifact
+from harness.backend import SessionInfo
+from harness.decompose import ArtifactReferences, Undecomposed, reference_key
+from harness.devices import this_machine
+from harness.errors import ResourceError
+from harness.recording import check_memory
+from harness.run import Run
+from harness.target import Target
+from harness.weights import ReadsWeights
+
+
+def weights_folder(
+    run: Run, target: Target, artifact: Artifact, info: SessionInfo | None, call: Callable[..., Any]
+) -> Path:
+    """The folder that the weights are read from; `call` asks the session's worker for an operation.
+
+    Raises Undecomposed when it is not on this machine.
+    """
+    if info is not None and info.capabilities.keeps_weights:
+        if target.host is not None:
+            raise Undecomposed(f"the weights are quantised on {target.host} while loading")
+        folder = run.crew.scratch / f"weights-{str(target).replace(':', '-')}"
+        if not folder.is_dir():
+            call("invoke", method="keep_weights", arguments={"folder": str(folder)})
+        return folder
+    if not artifact.path.is_dir():
+        raise Undecomposed(f"the artifact lies on {target.host}")
+    return artifact.path
+
+
+def open_references(
+    run: Run, target: Target, artifact: Artifact, info: SessionInfo | None, call: Callable[..., Any]
+) -> ArtifactReferences:
+    """The references of a session's artifact, their worker started. Raises Undecomposed where there can be none."""
+    if not isinstance(run.backends[target.backend], ReadsWeights):
+        raise Undecomposed(f"the backend {target.backend} does not read the weights of its artifacts")
+    if info is None or not info.permitted:
+        raise Undecomposed("nothing is known of how the runtime computes")
+    folder, checkpoint = weights_folder(run, target, artifact, info, call), run.settings.checkpoint
+    goldens = [run.golden(suite).manifest for suite in run.settings.suites]
+    try:
+        check_memory(checkpoint, max(len(case.sequence) for golden in goldens for case in golden.cases))
+    except ResourceError as error:
+        raise Undecomposed(error.problem.replace("an FP32 golden", "the artifact reference")) from None
+    opening = {"backend": target.backend, "artifact": str(folder), "config": checkpoint.config}
+    parts = [artifact.sha256, str(target), *sorted(map(str, info.versions.items()))]
+    found = ArtifactReferences(
+        lambda: run.crew.hire_for("artifact-reference", "pytorch"),
+        opening,
+        reference_key(parts, run.settings.fingerprint.key, this_machine().processor),
+    )
+    found.open()
+    return found
