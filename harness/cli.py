@@ -24,6 +24,7 @@ from harness.devices import find_interpreter, parse_interpreters
 from harness.errors import HarnessError, UsageError
 from harness.golden import TREE, golden_roots, open_golden, user_root, verify_files
 from harness.lab import parse_hosts
+from harness.options import DEFAULT_CHECKPOINT, POLICY, PROMPTS, WAIVERS, Options, select_targets
 from harness.prompts import PromptSuite, read_suite
 from harness.recording import record_golden
 from harness.report.audit import describe_audit
@@ -32,7 +33,7 @@ from harness.report.localise import as_json as localisation_as_json
 from harness.report.localise import describe_localisation
 from harness.run import DEVICE_WAIT, PromptCase
 from harness.sessions import TargetSession
-from harness.state import DEFAULT_CHECKPOINT, POLICY, PROMPTS, WAIVERS, Options, State, select_targets
+from harness.state import State
 from harness.target import Target
 from harness.tracing import trace
 from harness.weights import ReadsWeights

@@ -14,8 +14,9 @@ from harness.compare import Outcome, Verdict
 from harness.errors import HarnessError, NotRun, StageError, Unsupported
 from harness.fixtures import JUDGE, SESSION, CaseId
 from harness.judge import CaseFailed
+from harness.options import DEFAULT_CHECKPOINT, POLICY, WAIVERS
 from harness.record import CaseRecord
-from harness.state import DEFAULT_CHECKPOINT, POLICY, WAIVERS, State, as_plain
+from harness.state import State, as_plain
 from harness.waivers import Waiver, applying_waivers
 
 # Options without which a case is another one.

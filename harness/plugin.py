@@ -22,11 +22,12 @@ from harness.errors import HarnessError
 from harness.fixtures import case_id
 from harness.golden import TREE
 from harness.interruptions import Terminator
+from harness.options import DEFAULT_CHECKPOINT, POLICY, WAIVERS, Options
 from harness.outcomes import conclude
 from harness.record import CaseRecord, SessionRecord, write_record
 from harness.report.terminal import summarise
 from harness.run import DEVICE_WAIT
-from harness.state import DEFAULT_CHECKPOINT, POLICY, STATE, WAIVERS, Options, State
+from harness.state import STATE, State
 from harness.target import DeviceKind, Precision, Target
 
 PROBLEMS = pytest.StashKey[list[str]]()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from harness.discovery import RuntimeReport
 from harness.errors import Stage, UsageError
 from harness.golden import TREE, golden_roots, open_golden
 from harness.lab import parse_hosts
+from harness.options import PROMPTS, Options, parse_memory, parse_timeouts, select_targets
 from harness.policy import Policy, read_policy
 from harness.prompts import PromptSuite, read_suite
 from harness.record import (
@@ -35,37 +35,8 @@ from harness.run import Run, Settings
 from harness.sessions import TargetSession
 from harness.target import DeviceKind, Target, matches
 from harness.waivers import Waiver, read_waivers
-from harness.watch import GIB
-
-DEFAULT_CHECKPOINT = TREE / "golden" / "phi-3-tiny" / "checkpoint"
-PROMPTS = TREE / "conformance" / "prompts"
-POLICY = TREE / "conformance" / "policy.toml"
-WAIVERS = TREE / "conformance" / "waivers.toml"
-
 
 STATE: pytest.StashKey[State] = pytest.StashKey()
-
-
-class Options(msgspec.Struct, frozen=True):
-    """The plugin's options, as given."""
-
-    checkpoint: str
-    golden: Path | None
-    prompts: tuple[Path, ...]
-    targets: tuple[str, ...]
-    require: tuple[str, ...]
-    artifacts: tuple[str, ...]
-    recipes: tuple[str, ...]
-    load_options: tuple[str, ...]
-    interpreters: tuple[str, ...]
-    hosts: tuple[str, ...]
-    device_wait: float
-    stage_timeouts: tuple[str, ...]
-    worker_memory: float | None
-    policy: Path
-    waivers: Path
-    record: Path
-    trust_remote_code: bool
 
 
 class State:
@@ -271,9 +242,9 @@ class State:
             suites=self.suites(),
             golden_roots=(self.options.golden,) if self.options.golden else roots,
             policy=self.policy(),
-            artifacts=tuple((p, Path(d).absolute()) for p, d in _pairs("--artifact", self.options.artifacts)),
-            recipes=tuple(_pairs("--recipe", self.options.recipes)),
-            load_options=tuple(_triples("--load-option", self.options.load_options)),
+            artifacts=self.options.chosen_artifacts(),
+            recipes=self.options.chosen_recipes(),
+            load_options=self.options.chosen_load_options(),
             interpreters=parse_interpreters(list(self.options.interpreters)),
             hosts=self.hosts(),
             device_wait=self.options.device_wait,
@@ -281,77 +252,6 @@ class State:
             worker_memory=parse_memory(self.options.worker_memory),
             trust_remote_code=self.options.trust_remote_code,
         )
-
-
-def select_targets(
-    declared: Sequence[Target], patterns: Sequence[str], backends: Mapping[str, Backend]
-) -> list[Target]:
-    """The declared targets that match a pattern, and indexed devices that are written out in full.
-
-    Raises UsageError when a pattern selects nothing.
-    """
-    if not patterns:
-        return list(declared)
-    chosen: list[Target] = []
-    for pattern in patterns:
-        found = [target for target in declared if matches(target, pattern)]
-        if not found and not any(character in pattern for character in "*?["):
-            target = Target.parse(pattern)
-            base = msgspec.structs.replace(target, device=target.base_device)
-            found = [target] if base in declared and target.backend in backends else []
-        if not found:
-            raise UsageError(
-                f"--targets {pattern!r} selects no target", "one of: " + ", ".join(str(target) for target in declared)
-            )
-        chosen.extend(target for target in found if target not in chosen)
-    return [*(t for t in declared if t in chosen), *(t for t in chosen if t not in declared)]
-
-
-def parse_timeouts(texts: Sequence[str]) -> dict[Stage, float]:
-    """Read `STAGE=SECONDS` options. Raises UsageError where the form is another."""
-    timeouts = {}
-    for text in texts:
-        stage, _, seconds = text.partition("=")
-        try:
-            timeouts[Stage(stage)] = float(seconds)
-            if stage == Stage.COMPARE.value or not 0 < float(seconds) < math.inf:
-                raise ValueError(text)
-        except ValueError:
-            stages = ", ".join(s.value for s in Stage if s is not Stage.COMPARE)
-            raise UsageError(f"--stage-timeout {text!r} is not STAGE=SECONDS", f"stages: {stages}") from None
-    return timeouts
-
-
-def parse_memory(gib: float | None) -> int | None:
-    """Bytes for `--worker-memory GIB`. Raises UsageError for what is no amount of memory."""
-    if gib is None:
-        return None
-    if not 0 < gib < math.inf:
-        raise UsageError(f"--worker-memory {gib:g} is no amount of memory", "give GiB: --worker-memory 8")
-    return int(gib * GIB)
-
-
-def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
-    for text in texts:
-        target, equals, value = text.partition("=")
-        if not equals or not target or not value:
-            raise UsageError(f"{option} {text!r} is not TARGET=VALUE", f"write {option} openvino:cpu:int4=VALUE")
-        pairs.append((target, value))
-    return pairs
-
-
-def _triples(option: str, texts: Sequence[str]) -> list[tuple[str, str, str]]:
-    triples = []
-    for target, setting in _pairs(option, texts):
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            raise UsageError(
-                f"{option} {target}={setting!r} is not TARGET=NAME=VALUE",
-                f"write {option}='openvino:npuw-cpu:*=whole-prompt=yes'",
-            )
-        triples.append((target, name, value))
-    return triples
 
 
 def _check_distinct(suites: Sequence[PromptSuite]) -> None:

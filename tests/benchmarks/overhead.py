@@ -28,12 +28,12 @@ from harness.checkpoint import find_checkpoint
 from harness.devices import find_interpreter
 from harness.golden import TREE
 from harness.judge import CaseFailed, Judge
+from harness.options import POLICY
 from harness.policy import read_policy
 from harness.prompts import PromptSuite, read_suite
 from harness.recording import record_golden
 from harness.run import Run, Settings
 from harness.sessions import TargetSession
-from harness.state import POLICY
 from harness.target import Target
 from harness.worker import Worker
 

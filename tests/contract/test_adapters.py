@@ -20,8 +20,8 @@ from harness.compare import Outcome, Rows, Verdict, judge_logits
 from harness.devices import find_interpreter
 from harness.errors import Stage, StageError, WorkerRaised
 from harness.golden import TREE
+from harness.options import DEFAULT_CHECKPOINT
 from harness.policy import read_policy
-from harness.state import DEFAULT_CHECKPOINT
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 from harness.worker import Worker
 from support import PLANTED

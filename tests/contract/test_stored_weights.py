@@ -20,8 +20,8 @@ from harness.devices import find_interpreter
 from harness.errors import Stage
 from harness.golden import TREE
 from harness.layout import Layout
+from harness.options import DEFAULT_CHECKPOINT
 from harness.phi3_float64 import Weights
-from harness.state import DEFAULT_CHECKPOINT
 from harness.target import Target
 from harness.weights import ArtifactWeights, Quantised
 from harness.worker import Worker

@@ -21,7 +21,7 @@ from harness.devices import find_interpreter
 from harness.errors import Stage, WorkerRaised
 from harness.golden import TREE, verify_files
 from harness.localise import Examined, Localisation, judge
-from harness.state import DEFAULT_CHECKPOINT
+from harness.options import DEFAULT_CHECKPOINT
 from harness.target import Target
 from harness.worker import Worker
 from layer_faults import SUBLAYERS, plant_in_onnx, plant_in_openvino

@@ -15,8 +15,8 @@ from harness.checkpoint import find_checkpoint
 from harness.devices import find_interpreter
 from harness.errors import Stage
 from harness.golden import TREE
+from harness.options import DEFAULT_CHECKPOINT
 from harness.record import CaseRecord
-from harness.state import DEFAULT_CHECKPOINT
 from harness.target import Target
 from harness.worker import Worker
 

@@ -11,10 +11,10 @@ import pytest
 from harness import phi3_float64
 from harness.checkpoint import find_checkpoint
 from harness.golden import TREE, golden_roots, open_golden
+from harness.options import DEFAULT_CHECKPOINT, POLICY, PROMPTS, WAIVERS
 from harness.policy import read_policy
 from harness.prompts import PromptSuite, read_suite
 from harness.recording import ORACLE_TOLERANCE
-from harness.state import DEFAULT_CHECKPOINT, POLICY, PROMPTS, WAIVERS
 from harness.target import Precision
 from harness.waivers import read_waivers
 

@@ -24,7 +24,7 @@ LAYERS = (
     ("backends", "reference"),
     ("worker_main", "worker"),
     ("golden", "discovery", "lab", "statements", "decompose"),
-    ("record", "crew", "audit"),
+    ("record", "crew", "options", "audit"),
     ("recording",),
     ("run", "report"),
     ("preparation", "probes", "exact_weights"),

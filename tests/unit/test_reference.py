@@ -17,7 +17,7 @@ from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.devices import find_interpreter
 from harness.errors import Stage
 from harness.golden import TREE
-from harness.state import DEFAULT_CHECKPOINT
+from harness.options import DEFAULT_CHECKPOINT
 from harness.target import Precision
 from harness.worker import Worker
 
