@@ -15,6 +15,7 @@ from harness.accelerators import Accelerator, accelerators
 from harness.backend import Backend, missing_distributions
 from harness.connection import path_there
 from harness.errors import UsageError
+from harness.power import power_mode
 
 
 class Machine(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -33,6 +34,8 @@ class Machine(msgspec.Struct, frozen=True, omit_defaults=True):
     accelerators: tuple[Accelerator, ...] = ()
     unread: str = ""
     """Why the system could not be asked for accelerators."""
+    power: str = ""
+    """The power settings in the system's own words, as `harness.power` reads them."""
 
 
 def this_machine() -> Machine:
@@ -48,6 +51,7 @@ def this_machine() -> Machine:
         python=platform.python_version(),
         accelerators=found,
         unread=unread,
+        power=power_mode(),
     )
 
 

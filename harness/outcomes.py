@@ -47,7 +47,7 @@ def conclude(
     finding = _finding(item, call, report)
     if finding is None:
         return
-    waiver = None
+    waiver, judged = None, finding.label
     if finding.verdict.outcome is not Outcome.UNSUPPORTED:
         finding, waiver = _waived(state, item, case, finding)
     _show(report, item, finding, waiver)
@@ -63,6 +63,7 @@ def conclude(
         message=finding.verdict.message,
         waiver=None if waiver is None else waiver.id,
         seconds=call.duration,
+        judged="" if waiver is None else judged,
     )
     session = item.session.stash.get(SESSION, None)
     kept = state.keep_session(session) if session is not None and session.target == case.target else None

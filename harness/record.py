@@ -156,6 +156,8 @@ class CaseRecord(msgspec.Struct, frozen=True):
     waiver: str | None
     seconds: float
     detail: Detail | None = None
+    judged: str = ""
+    """The outcome that a waiver changed, such as `FAIL` or `ERROR(run)` under WAIVED, or PASS where none was due."""
 
 
 class CheckpointRecord(msgspec.Struct, frozen=True):

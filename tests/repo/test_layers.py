@@ -12,7 +12,10 @@ import pytest
 from harness.golden import TREE
 
 LAYERS = (
-    ("errors", "windows_job", "last_words", "connection", "cache", "busy_counter", "dxgi", "codes", "findings"),
+    (
+        *("errors", "windows_job", "last_words", "connection", "cache", "busy_counter", "dxgi", "codes", "findings"),
+        *("audit_search", "power"),
+    ),
     ("target", "metrics", "orphans"),
     ("arithmetic",),
     ("prompts", "backend", "policy", "waivers", "wire", "checkpoint", "watch", "exporter_main", "weights", "layout"),
@@ -25,7 +28,7 @@ LAYERS = (
     ("worker_main", "worker"),
     ("golden", "discovery", "lab", "statements", "decompose"),
     ("record", "crew", "options", "audit"),
-    ("recording",),
+    ("recording", "diff"),
     ("run", "report"),
     ("preparation", "probes", "exact_weights"),
     ("sessions", "machines"),
@@ -33,6 +36,7 @@ LAYERS = (
     ("judge", "state"),
     ("fixtures", "marks", "interruptions"),
     ("outcomes",),
+    ("cli_diff", "cli_waivers"),
     ("plugin", "cli"),
 )
 RUNTIMES = ("torch", "openvino", "onnxruntime", "onnxruntime_genai", "transformers", "optimum", "nncf")
