@@ -61,8 +61,13 @@ class Arithmetic(msgspec.Struct, frozen=True, order=True):
 
     @property
     def systematic(self) -> Arithmetic:
-        """The part that a reference can repeat: rounding at operators' borders is chaotic, and left to yardsticks."""
-        return msgspec.structs.replace(self, operators=Precision.FP32)
+        """The part that a reference can repeat: rounding at operators' borders is chaotic, and left to yardsticks.
+
+        With it, int8 activations are: what half precision has rounded another way tips other values, so that repeating
+        them takes the reference further from the device, not nearer.
+        """
+        half = self.operators is not Precision.FP32
+        return msgspec.structs.replace(self, operators=Precision.FP32, block=0 if half else self.block)
 
     def __str__(self) -> str:
         parts = [f"{self.operators.value} operators"]

@@ -26,6 +26,7 @@ from harness.cache import cache_root
 from harness.compare import Rows
 from harness.errors import Stage, StageError
 from harness.localise import Examined
+from harness.products import Products
 from harness.worker import Worker
 from harness.yardstick import Decomposed, pool
 
@@ -34,6 +35,8 @@ Logits = NDArray[np.float32]
 _WORTH_KEEPING_SECONDS = 0.5
 # Answers kept in memory: the probes of an inference are asked for once a candidate, a prompt's a few times in a row.
 _HELD = 8
+# Ways of computing a product are told apart where one lies so many times further from the device than another.
+_PRODUCTS_ALIKE = 2.0
 
 
 class Undecomposed(Exception):
@@ -44,11 +47,15 @@ class Inference(msgspec.Struct, frozen=True):
     """The arithmetic found to be in effect, and by how much: mean centred RMS logit error of every candidate.
 
     All in logits. `pooled`: the yardstick of the prompts that it was inferred from, see `harness.yardstick.pool`.
+    `products`: for every arithmetic that the runtime permits itself, how far from it single products lie that the
+    runtime computed alone, relative; empty where none were probed. `permitted`: those that products do not rule out.
     """
 
     arithmetic: Arithmetic
     distances: dict[str, float]
     pooled: dict[str, float]
+    products: dict[str, float] = {}
+    permitted: tuple[Arithmetic, ...] = ()
 
 
 class ArtifactReferences:
@@ -81,12 +88,31 @@ class ArtifactReferences:
         asked = {"tokens": list(tokens), "prefill": prefill, "permitted": list(permitted)}
         return Examined(**self._ask("examine", {"states": states, **asked}))
 
-    def infer(self, permitted: Sequence[Arithmetic], probes: Sequence[tuple[Sequence[int], int, Logits]]) -> Inference:
-        """Which of the permitted ways of computing is nearest to what the device gave for the probes."""
-        scores = {arithmetic: self._distance(arithmetic, probes) for arithmetic in permitted}
-        nearest = min(scores, key=lambda a: scores[a])
+    def infer(
+        self,
+        permitted: Sequence[Arithmetic],
+        probes: Sequence[tuple[Sequence[int], int, Logits]],
+        products: Products | None = None,
+    ) -> Inference:
+        """Which of the permitted ways of computing is nearest to what the device gave for the probes.
+
+        What single products rule out is not considered. Where nothing tells int8 activations from none, in half
+        precision without products, they are taken to be in effect: the runtime permits itself as much.
+        """
+        if not self._ask("holds_codes", {}):  # int8 activations meet quantised weights only
+            permitted = [arithmetic for arithmetic in permitted if not arithmetic.block] or permitted
+        apart = self._product_distances(products, permitted) if products else {}
+        near = _PRODUCTS_ALIKE * min(apart.values(), default=0.0)
+        left = tuple(a for a in permitted if not apart or apart[str(a)] <= near)
+        scores = {arithmetic: self._distance(arithmetic, probes) for arithmetic in left}
+        nearest = min(scores, key=lambda a: (scores[a], -a.block))
         yardsticks = [(prefill, self.yardsticks(tokens, prefill, nearest)) for tokens, prefill, _ in probes]
-        return Inference(nearest, {str(a): score for a, score in scores.items()}, pool(yardsticks))
+        return Inference(nearest, {str(a): score for a, score in scores.items()}, pool(yardsticks), apart, left)
+
+    def _product_distances(self, products: Products, permitted: Sequence[Arithmetic]) -> dict[str, float]:
+        asked = {"products": products, "permitted": list(permitted)}
+        found: dict[str, float] = self._ask("product_distances", asked)
+        return found
 
     def _distance(self, arithmetic: Arithmetic, probes: Sequence[tuple[Sequence[int], int, Logits]]) -> float:
         found = []

@@ -103,7 +103,7 @@ class Judge:
         apart = [one for one in found.values() if isinstance(one, Decomposed)]
         if apart:
             limits = self.policy.implementation_of(apart[0].compute_class)
-            verdict = _both(verdict, judge_implementation(apart, limits))
+            verdict = _both(verdict, judge_implementation(apart, limits, suite=True))
         self._conclude(_with_left_out(verdict, left_out))
 
     def form(self, prompt: PromptCase, tokens: Sequence[int]) -> None:

@@ -69,11 +69,13 @@ class ImplementationLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     """Upper bounds on the implementation error of a compute class, as multiples of its yardstick.
 
     `mean` and `worst`: centred RMS logit error against the artifact reference over the yardstick's, the mean over
-    positions and the worst position, prefill and decode apart. `regret`: logits by which the reference may prefer
-    another token than the device's, over the yardstick's worst position in decode.
+    positions and the worst position, prefill and decode apart; `suite_mean`: the mean over all positions of a suite.
+    `regret`: logits by which the reference may prefer another token than the device's, over the yardstick's worst
+    position in decode.
     """
 
     mean: Limit
+    suite_mean: Limit
     worst: Limit
     regret: Limit
 

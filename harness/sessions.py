@@ -184,7 +184,7 @@ class TargetSession:
                 references.close()
                 self._references = None
                 return None
-            self.inference = references.infer(self.info.permitted, probes)
+            self.inference = references.infer(self.info.permitted, probes, self._call("products"))
         return self.inference
 
     def watch(self, prompt: PromptCase) -> tuple[States, NDArray[np.float32]]:

@@ -24,7 +24,9 @@ def trace(session: TargetSession, prompt: PromptCase) -> Localisation:
         raise Unsupported(f"{session.target} has no reference to localise by: {session.undecomposed}")
     case = prompt.case
     states, plain = session.watch(prompt)
-    found = references.examine(states, case.sequence, len(case.tokens), session.info.permitted)
+    inference = session.infer()
+    permitted = (inference.permitted if inference else ()) or session.info.permitted
+    found = references.examine(states, case.sequence, len(case.tokens), permitted)
     return Localisation(
         target=str(session.target),
         prompt=prompt.id,

@@ -39,6 +39,7 @@ from harness.device_lock import DeviceLock
 from harness.errors import ArtifactError, HarnessError, Unsupported
 from harness.orphans import PARENT, die_with, lead_group
 from harness.outpost import Outpost
+from harness.products import GivesProducts
 from harness.states import GivesStates
 from harness.target import DeviceKind, Target
 from harness.weights import ReadsWeights
@@ -292,6 +293,26 @@ class Host:
         if not isinstance(session, GivesStates):
             raise Unsupported(f"the backend {self._opened().name} shows no inner values of a model")
         return session.residual_states(tokens, prefill)
+
+    def do_products(self) -> Any:
+        """Single products, see `harness.products.GivesProducts`; none where the session cannot give them."""
+        session = self._loaded()
+        if not isinstance(session, GivesProducts):
+            return {}
+        try:
+            return session.products()
+        except Unsupported:
+            return {}
+
+    def do_holds_codes(self) -> bool:
+        """Whether the artifact that the reference was read from has quantised weights."""
+        return bool(self._reference.holds_codes)
+
+    def do_product_distances(self, products: Any, permitted: list[dict[str, Any]]) -> Any:
+        """How far products lie from those of every permitted arithmetic; see `harness.reference.products`."""
+        from harness.reference.products import distances
+
+        return distances(self._reference, products, msgspec.convert(permitted, list[Arithmetic]))
 
     def do_open_reference(self, backend: str, artifact: str, config: dict[str, Any]) -> str:
         """Read the exact weights of an artifact, to compute references with; returns why they cannot be read, or ""."""

@@ -25,10 +25,11 @@ from harness.backend import (
     versions_of,
 )
 from harness.backends import openvino_npuw as npuw
-from harness.backends import openvino_states
+from harness.backends import openvino_products, openvino_states
 from harness.backends.causal_lm import CausalLMSession
 from harness.backends.openvino_weights import OpenVinoWeights
 from harness.errors import Unsupported, UsageError
+from harness.products import Products
 from harness.states import States, gather
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 from harness.weights import ArtifactWeights
@@ -188,6 +189,12 @@ class OpenVinoSession(CausalLMSession):
         with openvino_states.watched(self._model) as read:
             return gather(self, tokens, prefill, read)
 
+    def products(self) -> Products:
+        """See `harness.products.GivesProducts`. Raises Unsupported for NPUW, which compiles parts of its own."""
+        if "NPUW_DEVICES" in self.info.properties:
+            raise Unsupported("NPUW compiles no product as it compiles its parts", "probe openvino:cpu instead")
+        return openvino_products.products(self._model)
+
     def evidence(self) -> Evidence:
         """EXECUTION_DEVICES, which is right for ordinary models; NPUW_DEVICES for those of an NPU."""
         properties = self.info.properties
@@ -237,22 +244,21 @@ def _info(model: Any, target: Target, options: Mapping[str, str]) -> SessionInfo
         versions=versions_of(("openvino", "optimum-intel", "transformers", "torch")),
         capabilities=capabilities,
         load_options=dict(options),
-        permitted=npuw.permitted(arithmetic) if is_npu else _permitted(properties, arithmetic, target.base_device),
+        permitted=npuw.permitted(arithmetic) if is_npu else _permitted(properties, arithmetic),
     )
 
 
-def _permitted(properties: Mapping[str, str], arithmetic: Precision | None, device: str) -> tuple[Arithmetic, ...]:
+def _permitted(properties: Mapping[str, str], arithmetic: Precision | None) -> tuple[Arithmetic, ...]:
     """What the plugin may do by the properties read back, each of which it may also leave undone.
 
-    DYNAMIC_QUANTIZATION_GROUP_SIZE reads back 32 on processors where it has no effect, and a CPU's products of half
-    precision do without it. "dynamic", as the precision of ACCURACY mode, means that nothing is computed below FP32.
+    DYNAMIC_QUANTIZATION_GROUP_SIZE reads back 32 on processors where it has no effect. "dynamic", as the precision of
+    ACCURACY mode, means that nothing is computed below FP32.
     """
     stated = {cache.value: cache for cache in CachePrecision}.get(properties.get("KV_CACHE_PRECISION", ""))
     caches = caches_up_to(stated) if stated is not None else tuple(CachePrecision)
     size = properties.get("DYNAMIC_QUANTIZATION_GROUP_SIZE", "0")
     operators = arithmetic or Precision.FP32
-    able = device != "cpu" or operators is Precision.FP32
-    blocks = (0, int(size)) if able and size.isdigit() and 0 < int(size) < _WHOLE_ROW else (0,)
+    blocks = (0, int(size)) if size.isdigit() and 0 < int(size) < _WHOLE_ROW else (0,)
     roundings = {Precision.FP16: (Weights.EXACT, Weights.F16), Precision.BF16: (Weights.EXACT, Weights.BF16)}
     return tuple(
         Arithmetic(operators, block, cache, weights)

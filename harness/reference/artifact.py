@@ -36,6 +36,11 @@ class ArtifactReference:
         if int(config["hidden_size"]) < _SMALL_HIDDEN:
             torch.set_num_threads(1)
 
+    @property
+    def holds_codes(self) -> bool:
+        """Whether any weight is quantised."""
+        return any(weight.quantised for weight in self._exact.values())
+
     def logits(
         self, sequences: Sequence[tuple[Sequence[int], int]], arithmetic: Arithmetic, tap: Tap | None = None
     ) -> list[NDArray[np.float32]]:

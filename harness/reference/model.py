@@ -47,7 +47,7 @@ class Phi3:
         """`half_rotary`: the artifact holds the rotary frequencies in FP16."""
         self._config = dict(config)
         self._half_rotary = half_rotary
-        self._weights = weights
+        self.weights = weights
         self.layers = int(config["num_hidden_layers"])
         self._heads = int(config["num_attention_heads"])
         self._kv_heads = int(config.get("num_key_value_heads") or self._heads)
@@ -67,14 +67,14 @@ class Phi3:
             return self._logits(sequences, Kernels(arithmetic, variant), tap or (lambda *_: None))
 
     def _logits(self, sequences: Sequence[TokenSequence], kernels: Kernels, tap: Tap) -> list[Tensor]:
-        embedding = self._weights[EMBEDDING].values
+        embedding = self.weights[EMBEDDING].values
         states = [kernels.round(embedding[torch.tensor(s.tokens)]) for s in sequences]
         states = [_tapped(tap, i, "model.embed_tokens", x) for i, x in enumerate(states)]
         rotations = [self._rotation(len(s.tokens)) for s in sequences]
         for layer in range(self.layers):
             states = self._layer(layer, sequences, states, rotations, kernels, tap)
-        head = self._weights[HEAD if HEAD in self._weights else EMBEDDING]
-        norm = self._weights[NORM].values
+        head = self.weights[HEAD if HEAD in self.weights else EMBEDDING]
+        norm = self.weights[NORM].values
         found = []
         for i, x in enumerate(states):
             normed = _tapped(tap, i, "model.norm", kernels.rms_norm(x, norm, self._epsilon))
@@ -93,21 +93,19 @@ class Phi3:
         prefix = f"model.layers.{layer}."
         found = []
         for i, (sequence, x) in enumerate(zip(sequences, states, strict=True)):
-            normed = kernels.rms_norm(x, self._weights[f"{prefix}input_layernorm.weight"].values, self._epsilon)
+            normed = kernels.rms_norm(x, self.weights[f"{prefix}input_layernorm.weight"].values, self._epsilon)
             qkv = self._product(kernels, normed, f"{prefix}self_attn.qkv_proj.weight")
             mixed = self._attention(kernels, qkv, rotations[i], sequence.prefill)
             x = kernels.between(x + self._product(kernels, mixed, f"{prefix}self_attn.o_proj.weight"))
             x = _tapped(tap, i, f"{prefix}self_attn", x)
-            normed = kernels.rms_norm(
-                x, self._weights[f"{prefix}post_attention_layernorm.weight"].values, self._epsilon
-            )
+            normed = kernels.rms_norm(x, self.weights[f"{prefix}post_attention_layernorm.weight"].values, self._epsilon)
             gated = kernels.swiglu(self._product(kernels, normed, f"{prefix}mlp.gate_up_proj.weight"))
             x = kernels.between(x + self._product(kernels, gated, f"{prefix}mlp.down_proj.weight"))
             found.append(_tapped(tap, i, f"{prefix}mlp", x))
         return found
 
     def _product(self, kernels: Kernels, x: Tensor, name: str) -> Tensor:
-        weight = self._weights[name]
+        weight = self.weights[name]
         if weight.multiplier is not None:
             x = kernels.between(x * weight.multiplier)
         return kernels.product(x, weight.values, quantised=weight.quantised)

@@ -48,7 +48,7 @@ def examine(
         for arithmetic in sorted(permitted, key=lambda one: one.weights.value)
     }
     distances = {arithmetic: _distance(errors, fed.prefill) for arithmetic, errors in found.items()}
-    nearest = min(permitted, key=lambda one: distances[one])
+    nearest = min(permitted, key=lambda one: (distances[one], -one.block))
     expected = _sublayers(reference, fed, nearest.systematic, states)
 
     def tipped(variant: Variant) -> dict[str, NDArray[np.float64]]:

@@ -13,7 +13,12 @@ from harness.compare import Outcome, Rows
 from harness.policy import ImplementationLimits, Limit
 from harness.yardstick import Decomposed, judge_implementation, judge_regret, parts, pool
 
-LIMITS = ImplementationLimits(Limit(2.0, "a decision"), Limit(3.0, "a decision"), Limit(5.0, "a decision"))
+LIMITS = ImplementationLimits(
+    mean=Limit(2.0, "a decision"),
+    suite_mean=Limit(1.5, "a decision"),
+    worst=Limit(3.0, "a decision"),
+    regret=Limit(5.0, "a decision"),
+)
 
 
 def decomposed(device: np.ndarray, reference: np.ndarray, yardstick: float = 0.1, prefill: int = 3) -> Decomposed:
@@ -52,15 +57,37 @@ def test_one_bad_position_fails_and_names_the_part_and_the_place(row: int, part:
     assert verdict.message.endswith(f"at position {row}")
 
 
+def everywhere(reference: np.ndarray, by: float) -> np.ndarray:
+    device = reference
+    for row in range(len(reference)):
+        device = moved(device, row, by)
+    return device
+
+
 def test_a_small_error_everywhere_fails_by_its_mean() -> None:
-    reference = logits()
-    device = reference.copy()
-    for row in range(6):
-        device = moved(device, row, 0.25)
-    verdict = judge_implementation([decomposed(device, reference)], LIMITS)
+    reference = logits(rows=9)
+    verdict = judge_implementation([decomposed(everywhere(reference, 0.25), reference, prefill=8)], LIMITS)
     assert verdict.outcome is Outcome.FAIL
-    assert "mean" in verdict.message
+    assert "prefill, mean" in verdict.message
     assert "worst" not in verdict.message
+    assert "decode" not in verdict.message
+
+
+def test_the_mean_of_a_few_positions_is_left_to_the_suite() -> None:
+    reference = logits(rows=6)
+    few = decomposed(everywhere(reference, 0.25), reference, prefill=3)
+    alone = judge_implementation([few], LIMITS)
+    assert alone.outcome is Outcome.PASS
+    assert alone.numbers["ratio_prefill_mean"] == pytest.approx(2.5, rel=1e-4)
+    assert judge_implementation([few] * 3, LIMITS, suite=True).outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize(("by", "outcome"), [(0.14, Outcome.PASS), (0.16, Outcome.FAIL)])
+def test_a_suite_has_a_limit_of_its_own_on_the_mean(by: float, outcome: Outcome) -> None:
+    reference = logits(rows=12)
+    found = [decomposed(everywhere(reference, by), reference, prefill=6)] * 4
+    assert judge_implementation(found, LIMITS, suite=True).outcome is outcome
+    assert judge_implementation(found[:1], LIMITS).outcome is Outcome.PASS
 
 
 def test_the_pooled_yardstick_is_the_least_that_a_prompt_is_judged_by() -> None:

@@ -18,10 +18,12 @@ from harness.backend import Session, load_backend, teacher_force
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.compare import Outcome, Rows
 from harness.decompose import ArtifactReferences, Inference
-from harness.errors import ArtifactError, Stage
+from harness.errors import ArtifactError, Stage, Unsupported
 from harness.golden import TREE, Case, verify_files
 from harness.policy import Policy, read_policy
+from harness.products import GivesProducts, Products
 from harness.reference.artifact import ArtifactReference
+from harness.reference.products import distances
 from harness.target import Precision
 from harness.weights import ArtifactWeights, ReadsWeights
 from harness.worker import Worker
@@ -35,6 +37,14 @@ PROMPTS = (
     ("core", "german"), ("core", "four-turns"), ("long", "window-plus-one"),
 )  # fmt: skip
 _PROBES = 4
+
+
+def products_of(session: Session) -> Products:
+    """The products that a session computes alone; none where it cannot."""
+    try:
+        return session.products() if isinstance(session, GivesProducts) else {}
+    except Unsupported:
+        return {}
 
 
 class LocalWorker:
@@ -57,6 +67,10 @@ class LocalWorker:
             return {"missing": []}
         if operation == "open_reference":
             return ""
+        if operation == "holds_codes":
+            return self._reference.holds_codes
+        if operation == "product_distances":
+            return distances(self._reference, asked["products"], asked["permitted"])
         key = f"{operation} {asked}"
         if key not in self._given:  # the same is asked for many faults of one device
             tokens, prefill, arithmetic = asked["tokens"], asked["prefill"], asked["arithmetic"]
@@ -104,7 +118,7 @@ class Bench:
     def ask(self, session: Session) -> Answers:
         """Teacher-forced logits of every prompt."""
         found = [teacher_force(session, np.asarray(c.tokens), np.asarray(c.continuation)) for c in self.cases]
-        return Answers(found, session.info.permitted)
+        return Answers(found, session.info.permitted, products_of(session))
 
     def references(self, weights: ArtifactWeights) -> ArtifactReferences:
         """The references on an artifact's exact weights; what they keep is kept in the scratch folder."""
@@ -134,7 +148,7 @@ class Station:
             for case, found in zip(bench.cases[:_PROBES], answers.logits, strict=False)
         ]
         # Weights are rounded anew whenever the rounding changes from one candidate to the next.
-        inference = references.infer(sorted(answers.permitted, key=lambda a: a.weights.value), probes)
+        inference = references.infer(sorted(answers.permitted, key=lambda a: a.weights.value), probes, answers.products)
         found = []
         for case, golden, device in zip(bench.cases, bench.golden, answers.logits, strict=True):
             total = compare.compare_logits(golden, device, len(case.tokens), whole_prompt=True)
@@ -182,8 +196,8 @@ class Station:
         limits = policy.implementation_of(arithmetic.compute_class)
         weights = policy.limits_of(self.precision).logits
         largest = {"mean": 0.0, "worst": 0.0}
-        for prompts in [*([one] for one in found), list(found)]:
-            verdict = judge_implementation(prompts, limits)
+        for prompts, suite in [*(([one], False) for one in found), (list(found), True)]:
+            verdict = judge_implementation(prompts, limits, suite=suite)
             for key in largest:
                 ratios = [n for name, n in verdict.numbers.items() if name.startswith("ratio") and name.endswith(key)]
                 largest[key] = max(largest[key], *ratios)

@@ -41,6 +41,10 @@ CLASSES = {
         Arithmetic(Precision.FP32, 32, CachePrecision.U8),
         tuple(Arithmetic(Precision.FP32, b, c) for b, c in itertools.product((0, 32), _U8)),
     ),
+    "bf16+a8": (
+        Arithmetic(Precision.BF16, 32, CachePrecision.U8),
+        tuple(Arithmetic(Precision.BF16, b, c) for b, c in itertools.product((0, 32), _U8)),
+    ),
     "bf16": (
         Arithmetic(Precision.BF16, 0, CachePrecision.U8),
         tuple(Arithmetic(Precision.BF16, 0, c, w) for c, w in itertools.product(_U8, (Weights.EXACT, Weights.BF16))),
@@ -123,7 +127,9 @@ class Emulated:
         clean = station.clean
         for fault_name, strength, cause, change in protocol_faults.logit_faults():
             wrong = [change(x, n) for x, n in zip(clean.logits, self.bench.prefills, strict=True)]
-            yield station.judge(Planted(fault_name, strength, place, cause), Answers(wrong, clean.permitted))
+            yield station.judge(
+                Planted(fault_name, strength, place, cause), Answers(wrong, clean.permitted, clean.products)
+            )
         yield from self._choices(station, place)
 
     def _choices(self, station: Station, place: str) -> Iterator[Trial]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from detection.battery.trial import Answers
 from harness.arithmetic import Arithmetic
 from harness.golden import Case
+from harness.products import INPUTS, OUTPUTS, Products, drawn
 from harness.reference.kernels import Kernels, Variant
 from harness.reference.model import Phi3, Tap, TokenSequence, Weight
 
@@ -112,7 +113,19 @@ class Device(Phi3):
             with torch.inference_mode():
                 kernels = DeviceKernels(computing, self._fault)
                 found.append(self._logits(fed, kernels, self._fault.tap or (lambda *_: None))[0].numpy())
-        return Answers(found, permitted)
+        return Answers(found, permitted, self._products(computing))
+
+    def _products(self, arithmetic: Arithmetic) -> Products:
+        """As `harness.products` has them: of the first and of the last layer."""
+        kernels, found = DeviceKernels(arithmetic, self._fault), {}
+        for number, layer in enumerate((0, self.layers - 1)):
+            kernels.layer = layer
+            name = f"model.layers.{layer}.mlp.down_proj.weight"
+            weight = self.weights[name]
+            inputs = drawn(weight.values.shape[1], number)
+            outputs = kernels.product(torch.from_numpy(inputs), weight.values, quantised=weight.quantised)
+            found[name] = {INPUTS: inputs, OUTPUTS: outputs.numpy()}
+        return found
 
     def _layer(self, layer: int, sequences: Any, states: Any, rotations: Any, kernels: Any, tap: Any) -> Any:
         for number in self._fault.order(layer) if self._fault.order else (layer,):

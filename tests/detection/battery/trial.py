@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.products import Products
+
 Logits = NDArray[np.float32]
 
 
@@ -65,7 +67,8 @@ class Trial(msgspec.Struct, frozen=True):
 
 
 class Answers(msgspec.Struct, frozen=True):
-    """What a device gave: logits `[n, V]` float32 for each prompt of the battery, and the arithmetics it may use."""
+    """What a device gave: logits `[n, V]` float32 for each prompt, the arithmetics that it may use, single products."""
 
     logits: list[Logits]
     permitted: tuple[Any, ...]
+    products: Products = {}

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from detection.battery.bases import copied, exported, loaded
-from detection.battery.bench import Bench, Station
+from detection.battery.bench import Bench, Station, products_of
 from detection.battery.campaign import TARGETS, Emulated
 from detection.battery.emulated import OTHERS
 from detection.battery.trial import Answers, Cause, Planted, Trial
@@ -113,7 +113,7 @@ def _judged(
 
 def _reversed(bench: Bench, session: Session) -> Answers:
     found = [teacher_force(session, np.asarray(c.tokens), np.asarray(c.continuation)) for c in bench.cases[::-1]]
-    return Answers(found[::-1], session.info.permitted)
+    return Answers(found[::-1], session.info.permitted, products_of(session))
 
 
 def _chunked(bench: Bench, session: Session) -> Answers:
@@ -124,4 +124,4 @@ def _chunked(bench: Bench, session: Session) -> Answers:
         rows = [session.append(tokens[at : at + 96]) for at in range(0, tokens.size, 96)]
         rows += [session.append(np.asarray([token])) for token in case.continuation]
         found.append(np.concatenate(rows))
-    return Answers(found, session.info.permitted)
+    return Answers(found, session.info.permitted, products_of(session))
