@@ -37,11 +37,12 @@ HIDDEN = "hidden.safetensors"
 TREE = Path(__file__).resolve().parent.parent
 
 
-class Case(msgspec.Struct, frozen=True):
+class Case(msgspec.Struct, frozen=True, omit_defaults=True):
     """One prompt's golden: its tokens, the greedy continuation, and the margin of each continuation token.
 
     `ended` is true when the last continuation token is an end token. `margins` are best minus second-best
-    logit at the positions that chose the continuation.
+    logit at the positions that chose the continuation. `given`: the continuation is the suite's, to be scored, and not
+    what the golden answers.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Case(msgspec.Struct, frozen=True):
     new_tokens: int
     ended: bool
     margins: tuple[float, ...]
+    given: bool = False
 
     @property
     def sequence(self) -> tuple[int, ...]:

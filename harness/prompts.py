@@ -36,15 +36,17 @@ class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One prompt: a chat rendered by the checkpoint's own template, or raw text that is continued.
 
     With `length` the tokenised text is repeated and cut to that many tokens. `new_tokens` is the most
-    tokens that greedy decoding may add; `about` says why the prompt is in the suite.
+    tokens that greedy decoding may add; `continuation`, instead of it, is a text that is scored and not generated.
+    `about` says why the prompt is in the suite.
     """
 
     id: str
     about: str
-    new_tokens: int
+    new_tokens: int = 0
     messages: tuple[Message, ...] | None = None
     text: str | None = None
     length: Length | None = None
+    continuation: str | None = None
 
 
 class PromptSuite(msgspec.Struct, frozen=True):
@@ -105,8 +107,18 @@ def _problem(prompt: Prompt) -> str | None:
         return f"{prompt.id!r} has a length but no text"
     if prompt.length is not None and prompt.length.windows < 1:
         return f"{prompt.id!r} has a length of {prompt.length.windows} windows; at least 1 is needed"
+    if prompt.continuation is not None:
+        return _continuation_problem(prompt)
     if prompt.new_tokens < 1:
-        return f"{prompt.id!r} asks for {prompt.new_tokens} new tokens; at least 1 is needed"
+        return f"{prompt.id!r} asks for {prompt.new_tokens} new tokens; new_tokens must be 1 or more"
+    return None
+
+
+def _continuation_problem(prompt: Prompt) -> str | None:
+    if not prompt.continuation:
+        return f"{prompt.id!r} has an empty continuation"
+    if prompt.new_tokens or prompt.length is not None:
+        return f"{prompt.id!r} has a continuation, which goes with neither new_tokens nor a length"
     return None
 
 

@@ -116,6 +116,7 @@ def _longest(prompt: Prompt, checkpoint: Checkpoint) -> int:
     if prompt.length is not None:
         return prompt.length.tokens(checkpoint.window) + prompt.new_tokens
     text = prompt.text or "".join(message.content for message in prompt.messages or ())
+    text += prompt.continuation or ""
     return len(text.encode()) + prompt.new_tokens  # a byte-level tokenizer gives no more tokens than bytes
 
 
@@ -126,18 +127,42 @@ def _invoke(worker: Worker, method: str, **arguments: Any) -> Any:
 def _record_case(checkpoint: Checkpoint, prompt: Prompt, worker: Worker) -> tuple[Case, NDArray[np.float32]]:
     tokens = render(checkpoint, prompt, worker)
     ends = list(checkpoint.end_tokens)
-    continuation = worker.call(Stage.RUN, "generate", prompt=tokens, max_new_tokens=prompt.new_tokens, end_tokens=ends)
+    given, new_tokens = prompt.continuation is not None, prompt.new_tokens
+    if given:
+        tokens, continuation = _split(checkpoint, prompt, tokens, worker)
+        new_tokens = len(continuation)
+    else:
+        continuation = worker.call(Stage.RUN, "generate", prompt=tokens, max_new_tokens=new_tokens, end_tokens=ends)
     rows = _invoke(worker, "whole_logits", tokens=[*tokens, *continuation])
     at_choices = rows[len(tokens) - 1 : len(tokens) - 1 + len(continuation)]
     case = Case(
         id=prompt.id,
         tokens=tuple(tokens),
         continuation=tuple(continuation),
-        new_tokens=prompt.new_tokens,
+        new_tokens=new_tokens,
         ended=continuation[-1] in ends,
         margins=tuple(float(margin) for margin in metrics.margins(at_choices)),
+        given=given,
     )
     return case, rows
+
+
+def _split(checkpoint: Checkpoint, prompt: Prompt, alone: Sequence[int], worker: Worker) -> tuple[list[int], list[int]]:
+    """Prompt and given continuation, tokenised as the one text that they are.
+
+    Where a token spans the border it belongs to the continuation. Raises PromptError when nothing is left of one.
+    """
+    whole = _tokenise(prompt, worker, prompt.continuation or "")
+    n = next((i for i, pair in enumerate(zip(whole, alone, strict=False)) if pair[0] != pair[1]), len(alone))
+    if not 0 < n < len(whole):
+        raise PromptError(
+            f"{prompt.id!r} has no token of its own before, or in, its continuation", "lengthen the shorter of the two"
+        )
+    if len(whole) > checkpoint.max_tokens:
+        raise PromptError(
+            f"{prompt.id!r} has {len(whole)} tokens; the context is {checkpoint.max_tokens}", "shorten the prompt"
+        )
+    return whole[:n], whole[n:]
 
 
 def render(checkpoint: Checkpoint, prompt: Prompt, worker: Worker) -> list[int]:
@@ -145,8 +170,7 @@ def render(checkpoint: Checkpoint, prompt: Prompt, worker: Worker) -> list[int]:
 
     Raises PromptError when it renders to nothing, or leaves no room for new tokens.
     """
-    messages = None if prompt.messages is None else [msgspec.to_builtins(message) for message in prompt.messages]
-    tokens: list[int] = _invoke(worker, "render", messages=messages, text=prompt.text)
+    tokens = _tokenise(prompt, worker)
     if not tokens:
         raise PromptError(f"{prompt.id!r} renders to no tokens", "give the prompt some text")
     room = checkpoint.max_tokens - prompt.new_tokens
@@ -164,6 +188,13 @@ def render(checkpoint: Checkpoint, prompt: Prompt, worker: Worker) -> list[int]:
             f"{checkpoint.max_tokens} is passed",
             "shorten the prompt or lower its new_tokens",
         )
+    return tokens
+
+
+def _tokenise(prompt: Prompt, worker: Worker, continuation: str = "") -> list[int]:
+    messages = None if prompt.messages is None else [msgspec.to_builtins(message) for message in prompt.messages]
+    more = {"continuation": continuation} if continuation else {}
+    tokens: list[int] = _invoke(worker, "render", messages=messages, text=prompt.text, **more)
     return tokens
 
 
@@ -207,6 +238,8 @@ def _check_choices(
     """Greedy decoding went through the KV cache, the logits did not: both must choose the same tokens."""
     allowed = 100 * max(noise.max_abs, 1e-6)
     for case in cases:
+        if case.given:
+            continue
         n, m = len(case.tokens), len(case.continuation)
         regret = metrics.regret(logits[case.id][n - 1 : n - 1 + m], np.asarray(case.continuation))
         if regret.max() > allowed:

@@ -145,7 +145,28 @@ class TargetSession:
 
         With the golden, and where the artifact's weights can be read with the reference on them as well.
         """
-        return self._remember("logits", prompt, lambda: self._compare(prompt))
+        return self._remember("logits", prompt, lambda: self.compare(prompt, self.logits(prompt)))
+
+    def logits(self, prompt: PromptCase) -> NDArray[np.float32]:
+        """What the session gives for a prompt and its continuation, teacher-forced; not remembered, being large."""
+        case = prompt.case
+        self._check_length(prompt, len(case.continuation))
+        found: NDArray[np.float32] = self._call(
+            "teacher_force", prompt=list(case.tokens), continuation=list(case.continuation)
+        )
+        return found
+
+    def compare(self, prompt: PromptCase, logits: NDArray[np.float32]) -> Rows | Decomposed | Verdict:
+        """The session's logits compared, as `errors` gives it."""
+        case = prompt.case
+        whole = self.info is None or self.info.capabilities.whole_prompt_logits
+        golden = prompt.logits()
+        total = compare_logits(golden, logits, len(case.tokens), whole_prompt=whole)
+        inference = self.infer() if isinstance(total, Rows) else None
+        if inference is None or isinstance(total, Verdict):
+            return total
+        assert self._references is not None
+        return self._references.decompose(golden, logits, total, case.sequence, len(case.tokens), inference)
 
     def references(self) -> ArtifactReferences | None:
         """The references on the artifact's exact weights; None where there are none, and `undecomposed` says why."""
@@ -263,21 +284,10 @@ class TargetSession:
                 told = True
             time.sleep(_CLAIM_SECONDS)
 
-    def _compare(self, prompt: PromptCase) -> Rows | Decomposed | Verdict:
-        case = prompt.case
-        self._check_length(prompt, len(case.continuation))
-        logits = self._call("teacher_force", prompt=list(case.tokens), continuation=list(case.continuation))
-        whole = self.info is None or self.info.capabilities.whole_prompt_logits
-        golden = prompt.logits()
-        total = compare_logits(golden, logits, len(case.tokens), whole_prompt=whole)
-        inference = self.infer() if isinstance(total, Rows) else None
-        if inference is None or isinstance(total, Verdict):
-            return total
-        assert self._references is not None
-        return self._references.decompose(golden, logits, total, case.sequence, len(case.tokens), inference)
-
     def _generate(self, prompt: PromptCase) -> list[int]:
         case = prompt.case
+        if case.given:
+            raise Unsupported(f"the continuation of {prompt.id!r} is given", "it is scored by its logits, see sign-off")
         self._check_length(prompt, case.new_tokens)
         ends = list(prompt.golden.manifest.end_tokens)
         tokens: list[int] = self._call(

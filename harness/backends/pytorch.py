@@ -147,13 +147,16 @@ class PyTorchSession(CausalLMSession):
         states: NDArray[np.float32] = stacked.to(dtype=torch.float32, device="cpu").numpy()
         return states
 
-    def render(self, messages: list[dict[str, str]] | None, text: str | None) -> list[int]:
-        """Token ids of a chat under the checkpoint's own template, or of raw text as the tokenizer gives it."""
+    def render(self, messages: list[dict[str, str]] | None, text: str | None, continuation: str = "") -> list[int]:
+        """Token ids of a chat under the checkpoint's own template, or of raw text as the tokenizer gives it.
+
+        A continuation is tokenised with what it continues, as one text.
+        """
         tokenizer = self._load_tokenizer()
         if messages is not None:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            return [int(t) for t in tokenizer(text, add_special_tokens=False)["input_ids"]]
-        return [int(t) for t in tokenizer(text)["input_ids"]]
+            return [int(t) for t in tokenizer(text + continuation, add_special_tokens=False)["input_ids"]]
+        return [int(t) for t in tokenizer((text or "") + continuation)["input_ids"]]
 
     def _load_tokenizer(self) -> Any:
         if self._tokenizer is None:

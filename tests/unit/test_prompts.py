@@ -68,6 +68,11 @@ def test_a_length_is_relative_to_the_window(tmp_path: Path) -> None:
     assert length.tokens(256) == 511
 
 
+def test_a_continuation_takes_the_place_of_new_tokens(tmp_path: Path) -> None:
+    prompt = read_suite(_write(tmp_path, {**_without("new_tokens"), "continuation": " and so on"})).prompts[0]
+    assert (prompt.continuation, prompt.new_tokens) == (" and so on", 0)
+
+
 @pytest.mark.parametrize(
     ("bad", "named"),
     [
@@ -86,6 +91,12 @@ def test_a_length_is_relative_to_the_window(tmp_path: Path) -> None:
         ({**_GOOD, "new_tokens": -5}, "new tokens"),
         ({**_GOOD, "new_tokens": "4"}, "new_tokens"),
         ({**_GOOD, "new_tokens": 1.5}, "new_tokens"),
+        ({**_GOOD, "continuation": " on"}, "neither new_tokens"),
+        ({**_without("new_tokens"), "continuation": ""}, "empty continuation"),
+        (
+            {**_without("new_tokens"), "continuation": " on", "length": {"windows": 1, "offset": 0}},
+            "nor a length",
+        ),
         ({**_GOOD, "temperature": 0}, "temperature"),
         ({**_GOOD, "id": "One"}, "'One'"),
         ({**_GOOD, "id": "one two"}, "'one two'"),

@@ -248,3 +248,44 @@ def test_the_manifest_given_is_left_as_it_was(made: Any, tmp_path: Path) -> None
     before = msgspec.json.encode(made.manifest)
     write_golden(tmp_path / "tiny", *made)
     assert msgspec.json.encode(made.manifest) == before
+
+
+class _Letters:
+    """A worker whose tokenizer knows letters and the pair `ab`; logits are random."""
+
+    def call(self, _stage: object, operation: str, **arguments: Any) -> Any:
+        assert operation == "invoke", "a given continuation is not generated"
+        asked = arguments["arguments"]
+        if arguments["method"] == "render":
+            text = (asked["text"] or "") + asked.get("continuation", "")
+            return [{"ab": 0}.get(piece, ord(piece[0]) - 96) for piece in re.findall("ab|.", text)]
+        return np.random.default_rng(0).normal(size=(len(asked["tokens"]), 32)).astype(np.float32)
+
+
+def _record_given(checkpoint: Checkpoint, text: str, continuation: str) -> Case:
+    prompt = Prompt(id="p", about="", text=text, continuation=continuation)
+    return recording._record_case(checkpoint, prompt, _Letters())[0]  # type: ignore[arg-type]
+
+
+def test_a_given_continuation_is_kept_as_it_is(checkpoint: Checkpoint) -> None:
+    case = _record_given(checkpoint, "cd", "ef")
+    assert (case.tokens, case.continuation) == ((3, 4), (5, 6))
+    assert (case.given, case.new_tokens, len(case.margins)) == (True, 2, 2)
+
+
+def test_a_token_across_the_border_belongs_to_the_continuation(checkpoint: Checkpoint) -> None:
+    case = _record_given(checkpoint, "ca", "bd")
+    assert (case.tokens, case.continuation) == ((3,), (0, 4))
+
+
+def test_a_prompt_that_the_border_swallows_is_refused(checkpoint: Checkpoint) -> None:
+    with pytest.raises(PromptError, match="no token of its own"):
+        _record_given(checkpoint, "a", "b")
+
+
+def test_the_tokens_of_a_given_continuation_need_not_be_the_best(made: Any, checkpoint: Checkpoint) -> None:
+    cases = [msgspec.structs.replace(case, continuation=(0,) * len(case.continuation)) for case in made.manifest.cases]
+    with pytest.raises(GoldenError, match="below the best"):
+        recording._check_choices(checkpoint, cases, made.logits, made.manifest.noise)
+    given = [msgspec.structs.replace(case, given=True) for case in cases]
+    recording._check_choices(checkpoint, given, made.logits, made.manifest.noise)
