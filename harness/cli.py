@@ -20,6 +20,7 @@ from harness.audit import audit as audit_weights
 from harness.audit import to_json
 from harness.backend import load_backend
 from harness.checkpoint import find_checkpoint
+from harness.cli_diff import diff
 from harness.devices import find_interpreter, parse_interpreters
 from harness.errors import HarnessError, UsageError
 from harness.golden import TREE, golden_roots, open_golden, user_root, verify_files
@@ -80,6 +81,9 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="phi3-conformance")
 def main() -> None:
     """Conformance and correctness harness for Phi-3 on AI PCs."""
+
+
+main.add_command(diff)
 
 
 @main.command()
