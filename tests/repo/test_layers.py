@@ -23,7 +23,7 @@ LAYERS = (
     ("busy_linux", "busy_nvidia", "busy_windows", "attest", "accelerators", "device_lock", "depot", "tensor_files"),
     ("busy", "compare", "devices", "artifacts", "audit_moved", "audit_explain"),
     ("witness", "outpost", "audit_tensor", "yardstick"),
-    ("phi3_float64",),
+    ("phi3_float64", "intervals"),
     ("backends", "reference"),
     ("worker_main", "worker"),
     ("golden", "discovery", "lab", "statements", "decompose"),
@@ -35,8 +35,8 @@ LAYERS = (
     ("tracing",),
     ("judge", "state"),
     ("fixtures", "marks", "interruptions"),
-    ("outcomes",),
-    ("cli_diff", "cli_waivers"),
+    ("outcomes", "signoff"),
+    ("cli_diff", "cli_waivers", "cli_signoff"),
     ("plugin", "cli"),
 )
 RUNTIMES = ("torch", "openvino", "onnxruntime", "onnxruntime_genai", "transformers", "optimum", "nncf")
