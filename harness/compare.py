@@ -139,11 +139,15 @@ def judge_form(tokens: Sequence[int], max_new_tokens: int, end_tokens: Sequence[
     return Verdict(Outcome.PASS, numbers, limits)
 
 
-def is_echo(prompt: Sequence[int], tokens: Sequence[int], golden: Sequence[int]) -> bool:
-    """Whether an answer is the prompt over again, which the golden's answer is not.
+def is_echo(
+    prompt: Sequence[int], tokens: Sequence[int], golden: Sequence[int], end_tokens: Sequence[int] = ()
+) -> bool:
+    """Whether an answer is the prompt over again, or its beginning and an end token, which the golden's answer is not.
 
     Eight tokens are asked for, so that a short answer that happens to begin like its prompt is none.
     """
+    if tokens and tokens[-1] in end_tokens:
+        tokens = tokens[:-1]
     span = min(len(prompt), len(tokens))
     return span >= 8 and list(tokens[:span]) == list(prompt[:span]) and list(golden[:span]) != list(prompt[:span])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -92,6 +93,7 @@ _ARITHMETIC = {"f32": Precision.FP32, "bf16": Precision.BF16, "f16": Precision.F
 _KNOWN_OPTIONS = {
     "INFERENCE_PRECISION_HINT": ("f32", "bf16", "f16"),
     "EXECUTION_MODE_HINT": ("ACCURACY", "PERFORMANCE"),
+    "INFERENCE_NUM_THREADS": re.compile("[1-9][0-9]*"),
 }
 # Larger group sizes of dynamic quantisation stand for a whole row, on devices that this was never run on.
 _WHOLE_ROW = 1 << 16

@@ -12,23 +12,25 @@ from pathlib import Path
 
 import msgspec
 
-from detection.battery import report, variants
+from detection.battery import pytorch_target, report, variants
 from detection.battery.bench import Bench
 from detection.battery.campaign import CLASSES, TARGETS, Emulated, artifact_trials, form_trials
 from detection.battery.trial import Trial
+
+PARTS = ("artifacts", "devices", "pytorch", "answers", "variants")
 
 
 def main() -> int:
     """Judge everything, print the table; 1 when the battery is not sound."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=("artifacts", "devices", "answers", "variants", "none"), action="append")
+    parser.add_argument("--only", choices=(*PARTS, "none"), action="append")
     parser.add_argument("--quick", action="store_true", help="a few of each kind")
     parser.add_argument("--out", type=Path, help="write the table here too")
     parser.add_argument("--save", type=Path, help="write the trials here, as JSON")
     parser.add_argument("--read", type=Path, action="append", default=[], help="count trials saved before as well")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    chosen = arguments.only or ["artifacts", "devices", "answers", "variants"]
+    chosen = arguments.only or [part for part in PARTS if part != "pytorch" or not arguments.quick]
     faults: list[Trial] = []
     legitimate: list[Trial] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -56,6 +58,10 @@ def run(bench: Bench, chosen: list[str], *, quick: bool) -> Iterator[tuple[str, 
     if "devices" in chosen and emulated:
         for name in classes:
             yield from (("fault", trial) for trial in emulated.trials(name, few=quick))
+    if "pytorch" in chosen:
+        for precision in pytorch_target.PRECISIONS:
+            yield from (("fault", trial) for trial in pytorch_target.trials(bench, precision))
+            yield from (("variant", trial) for trial in pytorch_target.variants(bench, precision))
     if "artifacts" in chosen:
         for backend in TARGETS:
             yield from (("fault", trial) for trial in artifact_trials(bench, backend, few=quick))

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 
@@ -60,6 +61,8 @@ def artifact_trials(bench: Bench, backend: str, *, few: bool = False) -> Iterato
     session = loaded(target, base)
     station = Station(bench, bench.weights(backend, base), bench.ask(session), Precision.INT4)
     session.close()
+    if not few:
+        yield _too_coarse(bench, target, base, station.clean)
     edits = [*weight_edits(bench.checkpoint, backend), *graph_edits()]
     for number, edit in enumerate(edits):
         if few and (edit.name, edit.strength) not in _FEW:
@@ -69,6 +72,15 @@ def artifact_trials(bench: Bench, backend: str, *, few: bool = False) -> Iterato
         expected = Cause.IMPLEMENTATION if (backend, edit.name) in _UNSTATED else Cause.AUDIT
         planted = Planted(edit.name, edit.strength, target, expected)
         yield _judge_artifact(bench, station, planted, backend, target, folder)
+
+
+def _too_coarse(bench: Bench, target: str, artifact: Path, clean: Answers) -> Trial:
+    """An INT4 artifact handed in as INT8: whole in itself, and not good enough."""
+    station = Station(bench, bench.weights(target.split(":")[0], artifact), clean, Precision.INT8)
+    trial = station.judge(
+        Planted("quantised more coarsely than asked", "INT4 for INT8", target, Cause.QUANTISATION), clean
+    )
+    return msgspec.structs.replace(trial, effect=None)
 
 
 def _judge_artifact(bench: Bench, station: Station, planted: Planted, backend: str, target: str, folder: Path) -> Trial:
@@ -170,7 +182,9 @@ def form_trials(bench: Bench) -> Iterator[Trial]:
     ):
         verdict = compare.judge_form(tokens, case.new_tokens, bench.end_tokens)
         message = verdict.message
-        if verdict.outcome is Outcome.PASS and compare.is_echo(case.tokens, tokens, case.continuation):
+        if verdict.outcome is Outcome.PASS and compare.is_echo(
+            case.tokens, tokens, case.continuation, bench.end_tokens
+        ):
             message = "the answer is the prompt over again"
         failed = {Cause.PROTOCOL: message} if message else {}
         yield Trial(Planted(name, strength, "answer", Cause.PROTOCOL), failed, None, {})

@@ -118,6 +118,7 @@ def _structure() -> Iterator[Named]:
         yield "weights read with noise", f"{share} %, one tensor", Fault(weights=lambda w, s=share: _noisy(w, s / 100))
     yield "scale of the neighbouring group read", "one row", Fault(weights=_neighbour)
     yield "scale of the neighbouring group read", "one tensor", Fault(weights=_neighbours)
+    yield "stale compiled model", "of a channel-wise export", Fault(weights=_earlier_export)
     yield "embedding of the next token", "every layer", Fault(weights=_next_embedding)
 
 
@@ -254,6 +255,14 @@ def _noisy(weights: dict[str, Weight], share: float) -> None:
     values = weights[name].values
     noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
     _replace(weights, name, values * (1 + share * noise))
+
+
+def _earlier_export(weights: dict[str, Weight]) -> None:
+    """The layers' weights as another export of the same checkpoint has them."""
+    for name, weight in list(weights.items()):
+        if weight.quantised and name.startswith("model.layers."):
+            scale = weight.values.abs().amax(-1, keepdim=True) / 7.0
+            _replace(weights, name, torch.round(weight.values / scale) * scale)
 
 
 def _neighbour(weights: dict[str, Weight]) -> None:

@@ -79,6 +79,11 @@ def answer_faults(
     text = [token for token in golden if token not in ends]
     yield "empty answer", "", []
     yield "echo of the prompt", "", [*prompt, golden[-1]][:most]
+    yield (
+        "echo of the prompt",
+        "its beginning, then an end token",
+        [*prompt[: min(most - 1, len(prompt) - 1)], golden[-1]],
+    )
     yield "truncated answer", "without end token", text[: len(text) // 2]
     yield "goes on after the end token", "2 tokens", [*golden, text[0], text[1]]
     yield "wrong end token", "never ends", [*text, text[-1]] * 8

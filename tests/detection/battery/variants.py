@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -74,6 +76,10 @@ def running_trials(bench: Bench) -> Iterator[Trial]:
     ways: list[tuple[str, str, Path, dict[str, str], Callable[[Session], Answers]]] = [
         ("openvino", "ACCURACY mode", openvino, {"EXECUTION_MODE_HINT": "ACCURACY"}, bench.ask),
         ("openvino", "FP32 hint", openvino, {"INFERENCE_PRECISION_HINT": "f32"}, bench.ask),
+        ("openvino", "one thread", openvino, {"INFERENCE_NUM_THREADS": "1"}, bench.ask),
+        ("openvino", "two threads", openvino, {"INFERENCE_NUM_THREADS": "2"}, bench.ask),
+        ("ort-genai", "one thread", _threads(ort, 1), {}, bench.ask),
+        ("ort-genai", "two threads", _threads(ort, 2), {}, bench.ask),
     ]
     for backend, folder in (("openvino", openvino), ("ort-genai", ort)):
         ways += [
@@ -84,6 +90,18 @@ def running_trials(bench: Bench) -> Iterator[Trial]:
         ]
     for backend, name, folder, options, ask in ways:
         yield _judged(bench, backend, TARGETS[backend], folder, f"{backend} {name}", ask, options)
+
+
+def _threads(artifact: Path, number: int) -> Path:
+    """A copy of an artifact of ONNX Runtime GenAI that asks for so many threads."""
+    folder = artifact.with_name(f"threads-{number}")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(artifact, folder)
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = number
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return folder
 
 
 def emulated_trials(emulated: Emulated, classes: Sequence[str]) -> Iterator[Trial]:

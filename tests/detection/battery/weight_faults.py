@@ -53,6 +53,7 @@ def weight_edits(checkpoint: Checkpoint, backend: str) -> Iterator[Edit]:
     yield _of("rows exchanged", "two of queries", QKV, _swap, 5, 9)
     yield _of("row duplicated in the LM head", "rare token", HEAD, _copy, *RARE)
     yield _of("row zeroed in the LM head", "rare token", HEAD, _zero_row)
+    yield _of("another layer taken for the LM head", "as many rows as it has", HEAD, _taken_for_head, checkpoint)
     for share in (1.0, 0.1):
         how = "whole tensor" if share == 1.0 else "a tenth of the rows"
         yield _of("rounding by floor", how, DOWN, _floor, checkpoint, share)
@@ -120,6 +121,20 @@ def _copy(tensor: Tensor, source: int, target: int) -> None:
 
 def _zero_row(tensor: Tensor) -> None:
     tensor.scales[RARE[0]] = 0
+
+
+def _taken_for_head(tensor: Tensor, checkpoint: Checkpoint) -> None:
+    """What an exporter that looks for the LM head by its width may take: here gate and up of the first layer."""
+    weight = Weights(checkpoint)["model.layers.0.mlp.gate_up_proj.weight"]
+    rows = weight.shape[0]
+    groups = weight.reshape(rows, tensor.scales.shape[1], -1)
+    most = (1 << (tensor.bits - 1)) - 1
+    scales = np.abs(groups).max(axis=-1) / most
+    zero = 0 if tensor.signed else 1 << (tensor.bits - 1)
+    tensor.scales[:rows] = scales.astype(tensor.scales.dtype)
+    tensor.codes[:rows] = (np.round(groups / scales[..., None]) + zero).reshape(rows, -1)
+    if tensor.zeros is not None:
+        tensor.zeros[:rows] = zero
 
 
 def _nudge(tensor: Tensor, count: int) -> None:
