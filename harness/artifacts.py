@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,7 +38,8 @@ class ArtifactManifest(msgspec.Struct, frozen=True):
 class Artifact(msgspec.Struct, frozen=True):
     """What a backend loads: an exported folder, the checkpoint itself, or a ready-made folder.
 
-    `sha256` is over names and contents of the files; `origin` is exported, checkpoint or given.
+    `sha256` is over names and contents of the files; `origin` is exported, checkpoint or given; `export_seconds` is how
+    long the exporter took, 0 where nothing was exported now.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Artifact(msgspec.Struct, frozen=True):
     bytes: int
     versions: dict[str, str] = {}
     command: list[str] = []
+    export_seconds: float = 0.0
 
 
 def artifact_cache() -> Path:
@@ -91,14 +94,16 @@ def ensure_exported(
     with _disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.with_suffix(".lock"), timeout=_LOCK_SECONDS):
-            manifest = _read_manifest(folder)
+            manifest, seconds = _read_manifest(folder), 0.0
             if manifest is None:
                 announce(f"exporting {checkpoint.name} for {backend}: {recipe.name}")
+                began = time.monotonic()
                 manifest = _export(checkpoint, checkpoint_key, recipe, versions, export, folder)
+                seconds = time.monotonic() - began
         if _measure(folder) != (manifest.sha256, manifest.bytes):
             raise StageError(Stage.PREPARE, f"{folder} was changed after it was exported", "delete the folder")
     return Artifact(
-        folder, "exported", recipe.name, manifest.sha256, manifest.bytes, manifest.versions, manifest.command
+        folder, "exported", recipe.name, manifest.sha256, manifest.bytes, manifest.versions, manifest.command, seconds
     )
 
 

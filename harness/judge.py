@@ -17,9 +17,11 @@ from harness import compare
 from harness.checkpoint import Checkpoint
 from harness.compare import Outcome, Rows, Verdict
 from harness.decompose import ArtifactReferences, Inference
+from harness.details import detail
 from harness.errors import StageError, Unsupported
 from harness.findings import AuditReport
 from harness.policy import ClassLimits, Policy
+from harness.record import Detail
 from harness.run import PromptCase
 from harness.sessions import TargetSession
 from harness.tracing import first_bad
@@ -46,6 +48,8 @@ class Judge:
         self.session = session
         self.policy = policy
         self.verdicts: list[Verdict] = []
+        self.detail: Detail | None = None
+        """What the device gave position by position, for the record."""
         self._checkpoint = checkpoint
 
     @property
@@ -62,6 +66,7 @@ class Judge:
 
         Taken apart where that is possible: quantisation error by the policy, implementation error by the yardstick.
         """
+        self.detail = detail(found, self.session.answer(prompt))
         if isinstance(found, Decomposed):
             found = self._apart(found, prompt)
         elif isinstance(found, Rows):
@@ -119,6 +124,8 @@ class Judge:
 
     def match(self, prompt: PromptCase, tokens: Sequence[int]) -> None:
         """Greedy tokens equal the golden's, or leave them where the golden hardly prefers its own."""
+        if all(0 <= token < prompt.golden.manifest.vocabulary for token in tokens):
+            self.detail = Detail(tokens=list(tokens))
         verdict = compare.judge_match(prompt.case.continuation, tokens, prompt.choosing_logits(), self.limits.greedy)
         token = verdict.numbers.get("token")
         if token is not None:

@@ -11,6 +11,7 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 import psutil
 
@@ -76,6 +77,16 @@ class Tree:
             with contextlib.suppress(psutil.Error):
                 held += process.memory_info().rss if process is not None else 0
         return held
+
+    def peak_memory(self) -> int:
+        """The most resident memory that the worker itself ever had in bytes; 0 where the system keeps no such count."""
+        if sys.platform == "win32":
+            with contextlib.suppress(psutil.Error):
+                return int(self._root.memory_info().peak_wset) if self._root is not None else 0
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8", errors="replace")
+            return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+        return 0
 
     def signal(self, number: int) -> None:
         """Send the worker a signal, if it is still there."""

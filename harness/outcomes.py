@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from harness.compare import Outcome, Verdict
+from harness.entries import session_record
 from harness.errors import HarnessError, NotRun, StageError, Unsupported
 from harness.fixtures import JUDGE, SESSION, CaseId
 from harness.judge import CaseFailed
@@ -51,6 +52,7 @@ def conclude(
     if finding.verdict.outcome is not Outcome.UNSUPPORTED:
         finding, waiver = _waived(state, item, case, finding)
     _show(report, item, finding, waiver)
+    judge = item.stash.get(JUDGE, None)
     record = CaseRecord(
         id=item.nodeid,
         test=case.test,
@@ -64,9 +66,10 @@ def conclude(
         waiver=None if waiver is None else waiver.id,
         seconds=call.duration,
         judged="" if waiver is None else judged,
+        detail=judge.detail if judge is not None else None,
     )
     session = item.session.stash.get(SESSION, None)
-    kept = state.keep_session(session) if session is not None and session.target == case.target else None
+    kept = session_record(session) if session is not None and session.target == case.target else None
     plain = {"case": as_plain(record), "session": None if kept is None else as_plain(kept)}
     report.conformance = plain  # type: ignore[attr-defined]
 

@@ -24,7 +24,7 @@ from harness.golden import TREE
 from harness.interruptions import Terminator
 from harness.options import DEFAULT_CHECKPOINT, POLICY, WAIVERS, Options
 from harness.outcomes import conclude
-from harness.record import CaseRecord, SessionRecord, write_record
+from harness.record import write_record
 from harness.report.terminal import summarise
 from harness.run import DEVICE_WAIT
 from harness.state import STATE, State
@@ -60,7 +60,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register markers and read the options."""
     try:
-        state = State(_options(config), _announcer(config))
+        command = ["pytest", *map(str, config.invocation_params.args)]
+        state = State(_options(config), _announcer(config), command)
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[STATE] = state
@@ -185,16 +186,14 @@ class Collector:
         plain = getattr(report, "conformance", None)
         if plain is None:
             return
-        self.state.cases.append(msgspec.convert(plain["case"], CaseRecord))
-        if plain["session"] is not None:
-            self.state.enter(msgspec.convert(plain["session"], SessionRecord))
+        self.state.take(plain["case"], plain["session"])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Take over what an xdist worker found out while collecting."""
         output = getattr(node, "workeroutput", {})
         self.state.matched_waivers |= set(output.get("matched_waivers", ()))
-        self.state.keep_platform(
+        self.state.ledger.platform(
             msgspec.convert(output.get("machines", {}), dict[str, Machine]),
             msgspec.convert(output.get("runtimes", []), list[RuntimeReport]),
         )
@@ -204,8 +203,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Begin to gather reports; in a run of conformance/, read what the options name before anything runs."""
     config = session.config
     state = config.stash[STATE]
+    if hasattr(config, "workerinput"):  # what its reports bring is entered by the main process
+        return
     config.pluginmanager.register(Collector(state), "phi3-conformance-collector")
-    if config.getoption("collectonly") or hasattr(config, "workerinput") or not _judges_hardware(config):
+    if config.getoption("collectonly") or not _judges_hardware(config):
         return
     try:
         state.check()
@@ -232,8 +233,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         output = getattr(session.config, "workeroutput", None)
         if output is not None:
             output["matched_waivers"] = sorted(state.matched_waivers)
-            output["machines"] = msgspec.to_builtins(state.machines)
-            output["runtimes"] = msgspec.to_builtins(list(state.runtimes.values()))
+            output["machines"] = msgspec.to_builtins(state.ledger.machines)
+            output["runtimes"] = msgspec.to_builtins(list(state.ledger.runtimes.values()))
         elif not session.config.getoption("collectonly"):
             complete = _conclude(session, state, exitstatus)
     finally:
@@ -246,11 +247,11 @@ def _conclude(session: pytest.Session, state: State, exitstatus: int) -> bool:
     ended = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
     complete = ended and not session.shouldfail and not session.shouldstop
     problems = [f"--require {wanted}: nothing ran on it" for wanted in state.unmet()]
-    if complete and state.cases and _whole_run(config):
+    if complete and state.ledger.cases and _whole_run(config):
         problems += stale_waivers(state)
     if problems and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-    if state.cases:
+    if state.ledger.cases:
         problems += _write(config, state, complete=complete, exit_status=int(session.exitstatus))
     if problems and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -274,11 +275,12 @@ def _close(session: pytest.Session, state: State, *, complete: bool) -> None:
 def _write(config: pytest.Config, state: State, *, complete: bool, exit_status: int) -> list[str]:
     """Write the record; what prevents it is returned, and fails the run."""
     path = state.options.record
-    command = ["pytest", *map(str, config.invocation_params.args)]
     try:
-        write_record(path, state.record(complete=complete, exit_status=exit_status, command=command))
+        write_record(path, state.record(complete=complete, exit_status=exit_status))
     except HarnessError as error:
+        state.ledger.end(written=False)
         return [str(error)]
+    state.ledger.end(written=True)
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     config.stash[WRITTEN] = f"{shown}" if complete else f"{shown} (incomplete: the run was cut short)"
     return []
@@ -314,11 +316,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """Print the table of targets, then what the run as a whole lacks, then where the record is."""
     state = config.stash[STATE]
     problems = config.stash.get(PROBLEMS, [])
-    if not state.cases and not problems:
+    if not state.ledger.cases and not problems:
         return
     terminalreporter.section("phi3-conformance")
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    record = state.record(complete=True, exit_status=0, command=[])
+    record = state.record(complete=True, exit_status=0)
     terminalreporter.write_line(summarise(record, terminalreporter._tw.fullwidth, encoding))
     for problem in problems:
         terminalreporter.write_line(f"FAILED as a whole: {problem}", red=True)

@@ -5,9 +5,9 @@ A record is made to be passed on: it names no user, no host and no folder of the
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,19 @@ import msgspec
 
 from harness.backend import SessionInfo
 from harness.checkpoint import Fingerprint
+from harness.compare import Outcome
 from harness.devices import Machine
 from harness.discovery import RuntimeReport
-from harness.errors import RecordError
+from harness.errors import RecordError, UsageError
+from harness.journal import SUFFIX, journal_of, replay
 from harness.localise import Localisation
-from harness.target import DeviceKind, Evidence, Precision
+from harness.not_finite import with_nan
+from harness.target import DeviceKind, Evidence, Precision, Target
+from harness.untrusted import all_printable, decode, is_plain_name, printable, read_bounded
 
 SCHEMA = 2
 """2 added what reports and comparisons of runs need: prompts, details of cases, timings, noise, environment."""
+_MOST_TOKENS = 1 << 31
 
 
 class ArtifactRecord(msgspec.Struct, frozen=True):
@@ -101,6 +106,13 @@ class Tops(msgspec.Struct, frozen=True):
     tokens: list[list[int]]
     probabilities: list[list[float]]
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where the two differ in length, or what is no id of a token is among them."""
+        if list(map(len, self.tokens)) != list(map(len, self.probabilities)):
+            raise ValueError("likeliest tokens and their probabilities differ in number")
+        for row in self.tokens:
+            _check_tokens(row)
+
 
 class Detail(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a device gave for a case position by position; lists are `[n]`, rounded to 4 digits.
@@ -121,6 +133,13 @@ class Detail(msgspec.Struct, frozen=True, omit_defaults=True):
     top: Tops | None = None
     tokens: list[int] = []
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where lists that go by position differ in length."""
+        by_position = (self.kl, self.quantisation, self.implementation, self.yardstick, self.top and self.top.tokens)
+        if len({len(found) for found in by_position if found}) > 1 or self.first < 0:
+            raise ValueError("the lists of a detail differ in length, or begin before the prompt")
+        _check_tokens(self.tokens)
+
 
 class PromptRecord(msgspec.Struct, frozen=True):
     """A prompt with the golden's answer: `tokens` are both, the first `prefill` of them the prompt.
@@ -135,6 +154,13 @@ class PromptRecord(msgspec.Struct, frozen=True):
     prefill: int
     top: Tops
     margins: list[float]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the golden has more or fewer rows than tokens, or the prompt is longer than both."""
+        length = len(self.tokens)
+        if not len(self.top.tokens) == len(self.margins) == length or not 0 < self.prefill <= length:
+            raise ValueError("tokens, likeliest tokens and margins of a prompt differ in number")
+        _check_tokens(self.tokens)
 
 
 class CaseRecord(msgspec.Struct, frozen=True):
@@ -180,6 +206,8 @@ class WaiverRecord(msgspec.Struct, frozen=True):
 class RunRecord(msgspec.Struct, frozen=True):
     """Everything a run saw. `complete` is false where it was cut short; times are UTC.
 
+    `exit_status` is pytest's, and -1 where the run was killed and its journal is read.
+
     `machine` is where the controller ran, `hosts` the other machines; `runtimes` what their interpreters were
     asked for and found.
     """
@@ -209,11 +237,16 @@ class RunRecord(msgspec.Struct, frozen=True):
     """Every waiver that covers a case of the run."""
 
 
-def without_folders(words: Sequence[str], root: Path) -> list[str]:
-    """A command line without this machine's folders."""
-    home = Path.home()
-    short = [word.replace(str(root), ".") for word in words]
-    return short if home == Path(home.anchor) else [word.replace(str(home), "~") for word in short]
+def as_json(record: RunRecord) -> bytes:
+    """A record as JSON text: a line for each of its fields, and one for each part of a list."""
+    fields = [f'"{name}": '.encode() + _lines(getattr(record, name)) for name in RunRecord.__struct_fields__]
+    return b"{\n" + b",\n".join(fields) + b"\n}\n"
+
+
+def _lines(value: Any) -> bytes:
+    if not isinstance(value, list) or not value:
+        return msgspec.json.encode(value)
+    return b"[\n" + b",\n".join(map(msgspec.json.encode, value)) + b"\n]"
 
 
 def write_record(path: Path, record: RunRecord) -> None:
@@ -221,34 +254,80 @@ def write_record(path: Path, record: RunRecord) -> None:
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+        partial.write_bytes(as_json(record))
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise RecordError(
             f"the run record {path} cannot be written: {error}", "give another with --record FILE"
         ) from None
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read a record. Raises RecordError when it is none, or of another schema."""
+    """Read a record, or the journal that a run left which did not live to write one.
+
+    Whoever made it is not trusted. Raises RecordError when it is none, of another schema, or contradicts itself.
+    """
+    journal = path if path.suffix == SUFFIX else journal_of(path)
     try:
-        text = path.read_bytes()
-        schema = msgspec.json.decode(text, type=_SchemaOnly).schema
+        replayed = _is_later(journal, path)
+        content = read_bounded(journal if replayed else path)
+        plain = replay(content) if replayed else decode(content)
+        schema = msgspec.convert(plain, _SchemaOnly).schema
         if schema not in (1, SCHEMA):
             raise RecordError(f"{path} has schema {schema}; this version reads 1 to {SCHEMA}", "record the run again")
-        return msgspec.convert(_with_nan(msgspec.json.decode(text)), RunRecord)
-    except (OSError, msgspec.DecodeError, RecursionError, AttributeError, LookupError, TypeError) as error:
-        raise RecordError(f"{path} is no run record: {error}", "name the .json file that a run wrote") from None
+        record = msgspec.convert(with_nan(all_printable(plain)), RunRecord)
+        _check(record)
+        return record
+    except (OSError, ValueError, msgspec.DecodeError, RecursionError, AttributeError, LookupError, TypeError) as error:
+        problem = printable(f"{path} is no run record: {error}")
+        raise RecordError(problem, "name the .json file that a run wrote") from None
+
+
+def _is_later(journal: Path, path: Path) -> bool:
+    """Whether the last run to this path was killed: a run that ends writes the record and deletes its journal."""
+    if journal == path or not journal.is_file():
+        return journal == path
+    return not path.is_file() or journal.stat().st_mtime_ns > path.stat().st_mtime_ns
 
 
 class _SchemaOnly(msgspec.Struct):
     schema: int
 
 
-def _with_nan(plain: Any) -> Any:
-    """JSON has no NaN and no Inf: a number that is either is written as null and read as NaN."""
-    for case in plain.get("cases") or ():
-        for part in ("numbers", "limits"):
-            case[part] = {name: math.nan if value is None else value for name, value in case[part].items()}
-    return plain
+def _check_tokens(tokens: list[int]) -> None:
+    if tokens and not 0 <= min(tokens) <= max(tokens) < _MOST_TOKENS:
+        raise ValueError("among the ids of tokens are impossible ones")
+
+
+def _check(record: RunRecord) -> None:
+    """Raises ValueError where something is there twice, or a name is none; a report may make file names of them."""
+    _check_distinct("case", [case.id for case in record.cases])
+    _check_distinct("session", [session.target for session in record.sessions])
+    _check_distinct("prompt", [f"{prompt.suite}/{prompt.id}" for prompt in record.prompts])
+    names = [*record.suites, *(name for prompt in record.prompts for name in (prompt.suite, prompt.id))]
+    names += [record.checkpoint.name] if record.checkpoint is not None else []
+    for case in record.cases:
+        Outcome(case.outcome)
+        names += [case.test, case.case.removeprefix(f"{case.test}[").removesuffix("]")]
+    for target in {*(case.target for case in record.cases), *(session.target for session in record.sessions)}:
+        _check_target(target)
+    for name in names:
+        if not is_plain_name(name):
+            raise ValueError(f"{name!r} is no name")
+    if not all(token.isdecimal() for token in record.words):
+        raise ValueError("among the words are some of no token")
+
+
+def _check_target(text: str) -> None:
+    try:
+        Target.parse(text)
+    except UsageError as error:
+        raise ValueError(error.problem) from None
+
+
+def _check_distinct(what: str, keys: list[str]) -> None:
+    if len(set(keys)) < len(keys):
+        twice = next(key for key, count in Counter(keys).items() if count > 1)
+        raise ValueError(f"it has the {what} {twice!r} more than once")

@@ -19,6 +19,7 @@ from harness.audit import audit
 from harness.backend import Capabilities, SessionInfo
 from harness.compare import Rows, Verdict, compare_logits
 from harness.decompose import ArtifactReferences, Inference, Undecomposed
+from harness.details import Answer, answer
 from harness.device_lock import Holder
 from harness.errors import (
     NotRun,
@@ -30,9 +31,11 @@ from harness.errors import (
 )
 from harness.exact_weights import open_references, weights_folder
 from harness.findings import AuditReport
+from harness.localise import Localisation
 from harness.policy import compute_class
 from harness.preparation import prepare
-from harness.probes import choose_probes
+from harness.probes import Repeats, choose_probes
+from harness.record import Repeat, Timings
 from harness.run import PromptCase, Run
 from harness.states import States
 from harness.target import Evidence, Precision, Target, matches
@@ -63,6 +66,11 @@ class TargetSession:
         self._untold: WorkerDied | None = None
         self._worker: Worker | None = None
         self._known: dict[tuple[str, str, str], Any] = {}
+        self._answers: dict[tuple[str, str], Answer] = {}
+        self._repeats = Repeats()
+        self._peak_memory = 0
+        self.timings: Timings | None = None
+        """How long it took to prepare and to load, the first time."""
         self._evidence: Evidence | None = None
         self._last_evidence: Evidence | None = None
         self._refused: StageError | None = None
@@ -71,6 +79,8 @@ class TargetSession:
         self.inference: Inference | None = None
         self.first_bad: str | None = None
         """Where it breaks, on the first prompt that failed by its implementation error; None before one has."""
+        self.localisation: Localisation | None = None
+        """The errors by sublayer behind `first_bad`, where it could be found."""
         self.undecomposed = ""
         """Why the total error is not taken apart; empty where it is, or was not yet asked for."""
 
@@ -94,6 +104,7 @@ class TargetSession:
         What an earlier process answered is forgotten: its evidence would not be this one's.
         """
         self._evidence, self._computed = None, False
+        self._repeats.forget()
         self._known = {key: value for key, value in self._known.items() if isinstance(value, StageError)}
         self._worker = self.run.crew.take(self.target)
         try:
@@ -106,6 +117,7 @@ class TargetSession:
         if self.artifact is None:
             self.artifact, self._location = prepare(self.run, self.target, worker)
         self._claim(worker)
+        began = time.monotonic()
         info = worker.call(
             Stage.LOAD,
             "load",
@@ -115,6 +127,8 @@ class TargetSession:
             trust_remote_code=self.run.settings.trust_remote_code,
         )
         self.info = msgspec.convert(info, SessionInfo)
+        if self.timings is None:
+            self.timings = Timings(self.artifact.export_seconds, time.monotonic() - began)
         if self.info.arithmetic in (Precision.INT8, Precision.INT4):
             raise StageError(
                 Stage.LOAD,
@@ -162,11 +176,30 @@ class TargetSession:
         whole = self.info is None or self.info.capabilities.whole_prompt_logits
         golden = prompt.logits()
         total = compare_logits(golden, logits, len(case.tokens), whole_prompt=whole)
+        self._answers[prompt.suite, prompt.id] = answer(logits, total)
         inference = self.infer() if isinstance(total, Rows) else None
+        self._repeats.see(prompt, logits, keep=not self.repeats)
+        if isinstance(total, Rows) and not self.repeats:  # without an inference nothing is asked twice otherwise
+            self._repeats.see(prompt, self.logits(prompt))
         if inference is None or isinstance(total, Verdict):
             return total
         assert self._references is not None
         return self._references.decompose(golden, logits, total, case.sequence, len(case.tokens), inference)
+
+    def answer(self, prompt: PromptCase) -> Answer | None:
+        """What is kept of the logits that were compared last; None where there were none."""
+        return self._answers.get((prompt.suite, prompt.id))
+
+    @property
+    def repeats(self) -> tuple[Repeat, ...]:
+        """How far answers to the same prompt lie from each other."""
+        return tuple(self._repeats.found)
+
+    @property
+    def peak_memory(self) -> int:
+        """The most bytes that a process of this session has held so far, 0 where they cannot be counted."""
+        self._peak_memory = max(self._peak_memory, self._worker.peak_memory if self._worker is not None else 0)
+        return self._peak_memory
 
     def references(self) -> ArtifactReferences | None:
         """The references on the artifact's exact weights; None where there are none, and `undecomposed` says why."""
@@ -216,7 +249,7 @@ class TargetSession:
         case = prompt.case
         self._check_length(prompt, len(case.continuation))
         states = self._call("residual_states", tokens=list(case.sequence), prefill=len(case.tokens))
-        return states, self._call("teacher_force", prompt=list(case.tokens), continuation=list(case.continuation))
+        return states, self.logits(prompt)
 
     def generate(self, prompt: PromptCase) -> list[int]:
         """Greedy tokens by the runtime's own loop, the end token included."""
@@ -259,7 +292,10 @@ class TargetSession:
     def _probe(self, prompt: PromptCase) -> tuple[tuple[int, ...], int, Any] | None:
         """A prompt and what the device gives for it; None where nothing compares, of which its own case will tell."""
         case = prompt.case
-        logits = self._call("teacher_force", prompt=list(case.tokens), continuation=list(case.continuation))
+        logits = self.logits(prompt)
+        self._repeats.see(prompt, logits, keep=True)
+        if not self.repeats:  # of the others a second answer comes with their own cases, if these are asked for
+            self._repeats.see(prompt, self.logits(prompt))
         whole = self.info is None or self.info.capabilities.whole_prompt_logits
         found = compare_logits(prompt.logits(), logits, len(case.tokens), whole_prompt=whole)
         return None if isinstance(found, Verdict) else (case.sequence, len(case.tokens), logits)

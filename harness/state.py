@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,28 +15,26 @@ import pytest
 from harness import __version__
 from harness.backend import Backend, load_backends
 from harness.checkpoint import Checkpoint, Fingerprint, find_checkpoint, sha256_text
+from harness.compare import Outcome
 from harness.connection import Host
+from harness.details import prompt_record
 from harness.devices import Machine, parse_interpreters, this_machine
-from harness.discovery import RuntimeReport
-from harness.errors import Stage, UsageError
-from harness.golden import TREE, golden_roots, open_golden
+from harness.entries import waiver_record
+from harness.environment import recorded
+from harness.errors import HarnessError, Stage, UsageError
+from harness.golden import TREE, Golden, golden_roots, open_golden
+from harness.journal import NOT_ENDED
 from harness.lab import parse_hosts
+from harness.ledger import Ledger
 from harness.options import PROMPTS, Options, parse_memory, parse_timeouts, select_targets
 from harness.policy import Policy, read_policy
+from harness.privacy import machines_named, of_this_machine
 from harness.prompts import PromptSuite, read_suite
-from harness.record import (
-    SCHEMA,
-    ArtifactRecord,
-    CaseRecord,
-    CheckpointRecord,
-    RunRecord,
-    SessionRecord,
-    without_folders,
-)
-from harness.run import Run, Settings
-from harness.sessions import TargetSession
+from harness.record import SCHEMA, CaseRecord, CheckpointRecord, RunRecord
+from harness.run import PromptCase, Run, Settings
 from harness.target import DeviceKind, Target, matches
 from harness.waivers import Waiver, read_waivers
+from harness.words import Words
 
 STATE: pytest.StashKey[State] = pytest.StashKey()
 
@@ -42,16 +42,18 @@ STATE: pytest.StashKey[State] = pytest.StashKey()
 class State:
     """One process's view of a run. Nothing is read from disk before it is needed."""
 
-    def __init__(self, options: Options, announce: Callable[[str], None]) -> None:
+    def __init__(self, options: Options, announce: Callable[[str], None], command: Sequence[str] = ()) -> None:
         self.options = options
+        self.privacy = of_this_machine(TREE, machines_named(options.hosts))
+        self.ledger = Ledger(self.privacy, announce)
         self.backends: Mapping[str, Backend] = load_backends()
         self.started = _now()
-        self.cases: list[CaseRecord] = []
-        self.sessions: dict[str, SessionRecord] = {}
         self.matched_waivers: set[str] = set()
-        self.machines: dict[str, Machine] = {}
-        self.runtimes: dict[str, RuntimeReport] = {}
         self._announce = announce
+        self._command = command
+        self._machine: Machine | None = None
+        self._goldens: dict[str, Golden] = {}
+        self._words: Words | None = None
         self._run: Run | None = None
         self._marked: Mapping[Stage, float] = {}
         self._suites: tuple[PromptSuite, ...] | None = None
@@ -149,36 +151,47 @@ class State:
             if backend.split(":")[0] not in self.backends:
                 raise UsageError(f"--interpreter {backend!r} is no backend", f"one of {', '.join(self.backends)}")
         for suite in self.suites():
-            open_golden(settings.golden_roots, settings.checkpoint, settings.fingerprint, suite)
+            self._golden(suite)
 
-    def keep_session(self, session: TargetSession) -> SessionRecord | None:
-        """What the record says of a session, None before it was loaded."""
-        if session.info is None or session.artifact is None:
-            return None
-        artifact = session.artifact
-        made = ArtifactRecord(
-            artifact.origin, artifact.recipe, artifact.sha256, artifact.bytes, artifact.versions, artifact.command
-        )
-        inference = session.inference
-        return SessionRecord(
-            target=str(session.target),
-            kind=session.kind,
-            compute_class=session.compute_class,
-            info=session.info,
-            artifact=made,
-            evidence=session.known_evidence,
-            arithmetic=str(inference.arithmetic) if inference else "",
-            distances=inference.distances if inference else {},
-            undecomposed=session.undecomposed,
-            first_bad=session.first_bad or "",
-        )
+    def take(self, case: Mapping[str, Any], session: Mapping[str, Any] | None) -> None:
+        """Enter what a report brings: a case, and the session that it was judged on, both as builtins."""
+        if not self.ledger.cases:
+            self.ledger.begin(self.options.record, self._header())
+        if session is not None:
+            self.ledger.session(session)
+            self.keep_known()
+        found = self.ledger.case(case)
+        target = Target.parse(found.target)
+        for waiver in self.waivers():
+            if waiver.covers(target, found.case):
+                self.ledger.waiver(waiver_record(waiver))
+        if found.outcome != Outcome.UNSUPPORTED.value:
+            self._take_prompt(found)
+        if self._checkpoint is not None:
+            self._words = self._words or Words(self._checkpoint[0].path)
+            self.ledger.words(self._words)
 
-    def enter(self, found: SessionRecord) -> None:
-        """Enter a session into the record, with the evidence known of it before where it brings none."""
-        known = self.sessions.get(found.target)
-        if found.evidence is None and known is not None:
-            found = msgspec.structs.replace(found, evidence=known.evidence)
-        self.sessions[found.target] = found
+    def _take_prompt(self, case: CaseRecord) -> None:
+        """Enter the prompt of a case, if it has one; none where its golden has gone meanwhile."""
+        subject = case.case.removeprefix(case.test)[1:-1]
+        found = ((suite, prompt) for suite in self._suites or () for prompt in suite.prompts if prompt.id == subject)
+        suite, prompt = next(found, (None, None))
+        if suite is not None and prompt is not None and not self.ledger.knows_prompt(suite.name, prompt.id):
+            with contextlib.suppress(HarnessError):
+                self.ledger.prompt(prompt_record(self._prompt(suite, prompt.id), prompt.about))
+
+    def _prompt(self, suite: PromptSuite, prompt_id: str) -> PromptCase:
+        if self._run is not None:
+            return self._run.case(suite, prompt_id)
+        golden = self._golden(suite)
+        return PromptCase(suite.name, golden.case(prompt_id), golden)
+
+    def _golden(self, suite: PromptSuite) -> Golden:
+        if suite.name not in self._goldens:
+            settings = self._settings()
+            found = open_golden(settings.golden_roots, settings.checkpoint, settings.fingerprint, suite)
+            self._goldens[suite.name] = found
+        return self._goldens[suite.name]
 
     def close(self) -> None:
         """Stop workers and delete scratch files. Takes up to 20 s a worker."""
@@ -189,48 +202,44 @@ class State:
     def keep_known(self) -> None:
         """Keep what this process has found out of machines and runtimes."""
         if self._run is not None:
-            self.keep_platform(self._run.crew.lab.machines, self._run.crew.discovery.reports())
-
-    def keep_platform(self, machines: Mapping[str, Machine], runtimes: Sequence[RuntimeReport]) -> None:
-        """Add to what is known of hosts and runtimes; xdist's workers each find out a part."""
-        self.machines |= machines
-        for found in runtimes:
-            key = f"{found.backend}:{found.host}:{found.python}:{sorted(found.versions.items())}"
-            known = self.runtimes.get(key)
-            devices = {**(known.devices if known else {}), **found.devices}
-            self.runtimes[key] = msgspec.structs.replace(found, devices=devices)
+            self.ledger.platform(self._run.crew.lab.machines, self._run.crew.discovery.reports())
 
     def unmet(self) -> list[str]:
         """The --require demands that no judged case meets."""
-        judged = {Target.parse(case.target) for case in self.cases if case.outcome in ("PASS", "FAIL")}
+        judged = {Target.parse(case.target) for case in self.ledger.cases if case.outcome in ("PASS", "FAIL")}
         return [wanted for wanted in self.options.require if not any(self._meets(t, wanted) for t in judged)]
 
     def _meets(self, target: Target, wanted: str) -> bool:
         names = (self.kind(target).value, target.backend, target.precision.value)
         return wanted in names or matches(target, wanted)
 
-    def record(self, *, complete: bool, exit_status: int, command: Sequence[str]) -> RunRecord:
+    def record(self, *, complete: bool, exit_status: int) -> RunRecord:
         """The run record of all cases so far."""
+        header = msgspec.structs.replace(self._header(), finished=_now(), complete=complete, exit_status=exit_status)
+        return self.ledger.complete(header)
+
+    def _header(self) -> RunRecord:
+        """The record without its parts, as of a run that has just begun."""
         checkpoint = None
         if self._checkpoint is not None:
             checkpoint = CheckpointRecord(self._checkpoint[0].name, self._checkpoint[1])
+        self._machine = self._machine or this_machine()
         return RunRecord(
             schema=SCHEMA,
             harness=__version__,
             started=self.started,
-            finished=_now(),
-            complete=complete,
-            exit_status=exit_status,
-            command=without_folders(command, TREE),
-            machine=this_machine(),
-            hosts=self.machines,
-            runtimes=list(self.runtimes.values()),
+            finished=self.started,
+            complete=False,
+            exit_status=NOT_ENDED,
+            command=list(map(self.privacy.hide, self._command)),
+            machine=self._machine,
             checkpoint=checkpoint,
             suites={suite.name: suite.sha256 for suite in self._suites or ()},
             policy_sha256=_hash(self.options.policy),
             waivers_sha256=_hash(self.options.waivers),
-            sessions=list(self.sessions.values()),
-            cases=self.cases,
+            sessions=[],
+            cases=[],
+            environment=recorded(os.environ, self.privacy),
         )
 
     def _settings(self) -> Settings:

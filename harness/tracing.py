@@ -40,7 +40,8 @@ def trace(session: TargetSession, prompt: PromptCase) -> Localisation:
 def first_bad(session: TargetSession, prompt: PromptCase) -> str:
     """A line for the report of a failure: the first bad sublayer, or why none can be named. Raises nothing of ours."""
     try:
-        return trace(session, prompt).sentence
+        session.localisation = trace(session, prompt)
+        return session.localisation.sentence
     except HarnessError as error:
         return f"first bad: not localised, {error.problem.splitlines()[0]}"
 

@@ -94,6 +94,11 @@ class Worker:
         """Whether the process was started and has not been stopped or found dead."""
         return self._connection is not None
 
+    @property
+    def peak_memory(self) -> int:
+        """The most bytes that the process has held, 0 where the system does not tell, or tells nobody from here."""
+        return self._tree.peak_memory() if self._tree is not None else 0
+
     def start(self, stage: Stage = Stage.LOAD) -> None:
         """Start the process and shake hands.
 
