@@ -27,6 +27,7 @@ from harness.compare import Rows
 from harness.errors import Stage, StageError
 from harness.localise import Examined
 from harness.products import Products
+from harness.suspects import Lineup
 from harness.worker import Worker
 from harness.yardstick import Decomposed, pool
 
@@ -87,6 +88,15 @@ class ArtifactReferences:
         """Every sublayer judged on the device's own input; `states` are those of `harness.states.GivesStates`."""
         asked = {"tokens": list(tokens), "prefill": prefill, "permitted": list(permitted)}
         return Examined(**self._ask("examine", {"states": states, **asked}))
+
+    def lineup(self, prompts: Sequence[tuple[Sequence[int], int, Logits]], arithmetic: Arithmetic) -> Lineup:
+        """How much of the effects of known faults is in what a device gave for prompts: tokens, prefill, last rows."""
+        asked = []
+        for tokens, prefill, device in prompts:
+            variants = self.yardsticks(tokens, prefill, arithmetic).values()
+            yardstick = np.sqrt(np.mean([np.square(rows) for rows in variants], axis=0))
+            asked.append([list(tokens), at_once(prefill), device, yardstick])
+        return Lineup(**self._ask("lineup", {"prompts": asked, "arithmetic": arithmetic}))
 
     def infer(
         self,

@@ -24,6 +24,7 @@ from harness.policy import ClassLimits, Policy
 from harness.record import Detail
 from harness.run import PromptCase
 from harness.sessions import TargetSession
+from harness.suspects import Suspicion, judge_suspects
 from harness.tracing import first_bad
 from harness.yardstick import Decomposed, judge_implementation, judge_regret
 
@@ -83,6 +84,10 @@ class Judge:
         outcome, message = (Outcome.PASS, "") if report.clean else (Outcome.FAIL, "\n".join(lines))
         self._keep(Verdict(outcome, numbers, {"findings": 0.0}, message), None)
 
+    def suspects(self, found: Sequence[Suspicion]) -> None:
+        """No known fault of kernels is a part of the implementation error."""
+        self._conclude(judge_suspects(found))
+
     def _apart(self, found: Decomposed, prompt: PromptCase) -> Verdict:
         """Both errors judged; where the implementation is to blame, once a session (it is slow) where it breaks."""
         policy, length = self.policy, len(prompt.case.tokens)
@@ -116,7 +121,7 @@ class Judge:
         case = prompt.case
         ends = prompt.golden.manifest.end_tokens
         verdict = compare.judge_form(tokens, case.new_tokens, ends)
-        if verdict.outcome is Outcome.PASS and compare.is_echo(case.tokens, tokens, case.continuation):
+        if verdict.outcome is Outcome.PASS and compare.is_echo(case.tokens, tokens, case.continuation, ends):
             verdict = msgspec.structs.replace(
                 verdict, outcome=Outcome.FAIL, message="the answer is the prompt over again; the golden's is not"
             )

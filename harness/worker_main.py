@@ -337,6 +337,14 @@ class Host:
         """How far honest variants lie from the reference; see `ArtifactReference.yardsticks`."""
         return self._reference.yardsticks(tokens, prefill, msgspec.convert(arithmetic, Arithmetic))
 
+    def do_lineup(self, prompts: list[list[Any]], arithmetic: dict[str, Any]) -> Any:
+        """How much of known faults is in a device's error; see `harness.reference.suspects`."""
+        from harness.reference.suspects import Responses
+
+        asked = [(tokens, prefill, device, yardstick) for tokens, prefill, device, yardstick in prompts]
+        found = Responses(self._reference).lineup(asked, msgspec.convert(arithmetic, Arithmetic))
+        return msgspec.structs.asdict(found)
+
     def do_examine(self, states: Any, tokens: list[int], prefill: int, permitted: list[dict[str, Any]]) -> Any:
         """Every sublayer judged on the device's own input; see `harness.reference.sublayers`."""
         from harness.reference.sublayers import as_plain, examine

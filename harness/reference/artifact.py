@@ -28,7 +28,7 @@ class ArtifactReference:
     """FP32 PyTorch on the weights of an artifact. Raises ArtifactError where rows of a tensor are missing."""
 
     def __init__(self, weights: ArtifactWeights, config: Mapping[str, Any]) -> None:
-        self._config = config
+        self.config = config
         self._exact = assemble(weights, config)
         self._rounding = Weights.EXACT
         self._half_rotary = states_half_rotary(weights.statements(), config)
@@ -73,7 +73,7 @@ class ArtifactReference:
             held = self._exact
             if dtype is not None:
                 held = {n: w._replace(values=w.values.to(dtype).to(torch.float32)) for n, w in self._exact.items()}
-            self._model, self._rounding = Phi3(self._config, held, half_rotary=self._half_rotary), rounding
+            self._model, self._rounding = Phi3(self.config, held, half_rotary=self._half_rotary), rounding
         return self._model
 
 

@@ -46,7 +46,7 @@ class Phi3:
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Weight], *, half_rotary: bool = False) -> None:
         """`half_rotary`: the artifact holds the rotary frequencies in FP16."""
         self._config = dict(config)
-        self._half_rotary = half_rotary
+        self.half_rotary = half_rotary
         self.weights = weights
         self.layers = int(config["num_hidden_layers"])
         self._heads = int(config["num_attention_heads"])
@@ -136,10 +136,13 @@ class Phi3:
         """Cosines and sines `[n, r]`, from angles in FP32 as the models compute them."""
         exact, factor = phi3_float64.frequencies(self._config, n)
         frequencies = torch.from_numpy(exact).to(torch.float32)
-        if self._half_rotary:
+        if self.half_rotary:
             frequencies = frequencies.to(torch.float16).to(torch.float32)
-        angles = torch.arange(n, dtype=torch.float32)[:, None] * frequencies
+        angles = self._angles(n, frequencies)
         return angles.cos() * factor, angles.sin() * factor
+
+    def _angles(self, n: int, frequencies: Tensor) -> Tensor:
+        return torch.arange(n, dtype=torch.float32)[:, None] * frequencies
 
 
 def _tapped(tap: Tap, index: int, place: str, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 
 from detection.battery import rules
@@ -24,6 +25,8 @@ from harness.policy import Policy, read_policy
 from harness.products import GivesProducts, Products
 from harness.reference.artifact import ArtifactReference
 from harness.reference.products import distances
+from harness.reference.suspects import Responses
+from harness.suspects import judge_suspects, weigh
 from harness.target import Precision
 from harness.weights import ArtifactWeights, ReadsWeights
 from harness.worker import Worker
@@ -52,6 +55,7 @@ class LocalWorker:
 
     def __init__(self, weights: ArtifactWeights, config: dict[str, Any]) -> None:
         self._reference = ArtifactReference(weights, config)
+        self._responses = Responses(self._reference)
         self.running = True
         self._given: dict[str, Any] = {}
 
@@ -71,6 +75,8 @@ class LocalWorker:
             return self._reference.holds_codes
         if operation == "product_distances":
             return distances(self._reference, asked["products"], asked["permitted"])
+        if operation == "lineup":
+            return msgspec.structs.asdict(self._responses.lineup(asked["prompts"], asked["arithmetic"]))
         key = f"{operation} {asked}"
         if key not in self._given:  # the same is asked for many faults of one device
             tokens, prefill, arithmetic = asked["tokens"], asked["prefill"], asked["arithmetic"]
@@ -177,6 +183,8 @@ class Station:
             inference, found = self.apart(answers, self.references if weights is None else bench.references(weights))
             errors, ratios = self._errors(found, inference.arithmetic)
             failed |= errors
+            if Cause.IMPLEMENTATION not in failed:
+                failed |= self._suspects(answers, inference.arithmetic, weights)
         alarms = rules.apply(bench.golden, answers.logits, bench.prefills, self.usual_kl)
         return Trial(planted, failed, self.effect(answers), alarms, self.noise, ratios)
 
@@ -208,6 +216,16 @@ class Station:
             if verdict.outcome is not Outcome.PASS:
                 failed.setdefault(Cause.QUANTISATION, f"{case.id}: {verdict.message.splitlines()[0]}")
         return failed, (largest["mean"], largest["worst"])
+
+    def _suspects(self, answers: Answers, arithmetic: Arithmetic, weights: ArtifactWeights | None) -> dict[Cause, str]:
+        """What the suspects say, where the yardstick says nothing."""
+        references = self.references if weights is None else self.bench.references(weights)
+        prompts = [
+            (case.sequence, len(case.tokens), found)
+            for case, found in zip(self.bench.cases, answers.logits, strict=True)
+        ]
+        verdict = judge_suspects(weigh(references.lineup(prompts, arithmetic)))
+        return {} if verdict.outcome is Outcome.PASS else {Cause.IMPLEMENTATION: verdict.message}
 
     def effect(self, answers: Answers) -> float:
         """How far the logits are from those without the fault: the largest part's mean or worst, in yardsticks."""

@@ -24,6 +24,9 @@ OTHERS = (
     Variant("split 7", split=7),
     Variant("split 2, online", split=2, attention="online"),
     Variant("split 5, fused", split=5, fused=True),
+    Variant("split 3, online, fused", split=3, attention="online", fused=True),
+    Variant("split 6, jitter", split=6, jitter=6e-8),
+    Variant("split 8, online, jitter", split=8, attention="online", jitter=1.2e-7),
 )
 EVERY_LAYER = -1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -62,14 +63,14 @@ def _answers(bench: Bench, target: str, change: Callable[[Any], None]) -> Answer
 
 def _faults() -> Iterator[tuple[str, str, Callable[[Any], None]]]:
     for share in (10, 1, 0.1):
-        yield "kernel's rotary base", f"{share} %", lambda model, s=share: _rotary(model, 1 + s / 100)
+        yield "kernel's rotary base", f"{share} %", partial(_rotary, factor=1 + share / 100)
     for share in (10, 1):
-        yield "kernel's scale of attention", f"{share} %, layer 3", lambda model, s=share: _attention(model, s)
+        yield "kernel's scale of attention", f"{share} %, layer 3", partial(_attention, share=share)
     for factor in (1000, 10):
-        yield "kernel's epsilon", f"x {factor}", lambda model, f=factor: _epsilon(model, f)
-    yield "window ignored by the kernel", "every layer", lambda model: _window(model, None)
+        yield "kernel's epsilon", f"x {factor}", partial(_epsilon, factor=factor)
+    yield "window ignored by the kernel", "every layer", partial(_window, by=None)
     for by in (16, 1):
-        yield "window off in the kernel", f"+{by}", lambda model, b=by: _window(model, model.config.sliding_window + b)
+        yield "window off in the kernel", f"+{by}", partial(_window, by=by)
     yield "kernel skips a layer", "3", _skip
     yield "gate and up exchanged by the kernel", "layer 3", _exchange
     yield "SiLU by GELU", "layer 3", _gelu
@@ -91,7 +92,8 @@ def _epsilon(model: Any, factor: float) -> None:
             module.variance_epsilon *= factor
 
 
-def _window(model: Any, window: int | None) -> None:
+def _window(model: Any, by: int | None) -> None:
+    window = None if by is None else model.config.sliding_window + by
     model.config.sliding_window = window
     for layer in model.model.layers:
         if hasattr(layer.self_attn, "sliding_window"):
