@@ -21,6 +21,7 @@ from harness.audit import to_json
 from harness.backend import load_backend
 from harness.checkpoint import find_checkpoint
 from harness.cli_diff import diff
+from harness.cli_record import record as record_commands
 from harness.devices import find_interpreter, parse_interpreters
 from harness.errors import HarnessError, UsageError
 from harness.golden import TREE, golden_roots, open_golden, user_root, verify_files
@@ -84,6 +85,7 @@ def main() -> None:
 
 
 main.add_command(diff)
+main.add_command(record_commands)
 
 
 @main.command()

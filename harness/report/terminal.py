@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.record import CaseRecord, RunRecord, SessionRecord
+from harness.untrusted import printable
 
 _ORDER = ("PASS", "FAIL", "ERROR", "UNATTESTED", "NOT_RUN", "WAIVED", "UNSUPPORTED")
 # A row is never cut: rather than drop figures on a narrow terminal, lines are left for it to wrap.
@@ -32,7 +33,7 @@ def summarise(record: RunRecord, width: int, encoding: str) -> str:
         parts.append(_waivers(record.cases))
     if skipped:
         parts.append(_skips(skipped))
-    text = "\n".join(part for part in parts if part)
+    text = printable("\n".join(part for part in parts if part))
     return text.encode(encoding, errors="replace").decode(encoding)
 
 
@@ -74,7 +75,7 @@ def _figures(cases: Sequence[CaseRecord]) -> list[str]:
         mean = worst = top1 = "-"
     quantisation, implementation = _apart([row for row in rows if "quantisation_kl_mean" in row])
     matches = [c.numbers["match"] for c in cases if c.test == "test_greedy_match" and "match" in c.numbers]
-    greedy = f"{int(sum(matches))}/{len(matches)}" if matches else "-"
+    greedy = f"{sum(match == 1 for match in matches)}/{len(matches)}" if matches else "-"
     return [mean, worst, quantisation, implementation, top1, greedy]
 
 
@@ -97,7 +98,10 @@ def _computes_in(session: SessionRecord | None) -> str:
 def render(table: Table, width: int, encoding: str) -> str:
     """A table as text without trailing spaces, wide enough that no row is cut."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
-    console = Console(file=stream, width=max(width, _MIN_WIDTH), force_terminal=False, color_system=None)
+    width = max(width, _MIN_WIDTH)
+    console = Console(
+        file=stream, width=width, force_terminal=False, color_system=None, markup=False, emoji=False, highlight=False
+    )
     console.print(table)
     stream.seek(0)
     return "\n".join(line.rstrip() for line in stream.read().splitlines())

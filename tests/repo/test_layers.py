@@ -29,7 +29,7 @@ LAYERS = (
     ("worker_main", "worker"),
     ("golden", "discovery", "lab", "statements", "decompose"),
     ("record", "crew", "options", "audit"),
-    ("recording", "diff", "waiver_check"),
+    ("recording", "record_schema", "diff", "waiver_check"),
     ("run", "report"),
     ("preparation", "details", "exact_weights"),
     ("probes",),
@@ -39,7 +39,7 @@ LAYERS = (
     ("judge", "state"),
     ("fixtures", "marks", "interruptions"),
     ("outcomes", "signoff"),
-    ("cli_diff", "cli_waivers", "cli_signoff"),
+    ("cli_diff", "cli_record", "cli_waivers", "cli_signoff"),
     ("plugin", "cli"),
 )
 RUNTIMES = ("torch", "openvino", "onnxruntime", "onnxruntime_genai", "transformers", "optimum", "nncf")
