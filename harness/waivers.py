@@ -64,9 +64,12 @@ class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def covers(self, target: Target, case: str) -> bool:
         """Whether the globs match, whatever is installed. A defect is the same on a host as on this machine."""
+        return self.covers_target(target) and any(fnmatch.fnmatchcase(case, glob) for glob in self.cases)
+
+    def covers_target(self, target: Target) -> bool:
+        """Whether the glob over targets matches, with its host or without."""
         here = msgspec.structs.replace(target, host=None)
-        named = matches(target, self.targets) or matches(here, self.targets)
-        return named and any(fnmatch.fnmatchcase(case, glob) for glob in self.cases)
+        return matches(target, self.targets) or matches(here, self.targets)
 
     def expired(self, today: datetime.date) -> bool:
         """Whether the waiver no longer counts."""
