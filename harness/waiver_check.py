@@ -45,7 +45,7 @@ def check_declared(waivers: Sequence[Waiver], cases: Sequence[DeclaredCase], tod
     Hosts and indices of devices are not declared, so a waiver for one is held against the device without them.
     """
     targets = sorted({case.target for case in cases})
-    found = []
+    found: list[Found] = []
     for waiver in waivers:
         found += _dates(waiver, today)
         general = msgspec.structs.replace(waiver, targets=_general(waiver.targets))

@@ -71,7 +71,7 @@ def record(*cases: CaseRecord, **fields: Any) -> RunRecord:
         "sessions": [session()],
         **fields,
     }
-    ran = {"started": "2026-11-25T12:00:00+00:00", "finished": "2026-11-25T12:10:00+00:00"}
+    ran: dict[str, Any] = {"started": "2026-11-25T12:00:00+00:00", "finished": "2026-11-25T12:10:00+00:00"}
     return RunRecord(
         schema=SCHEMA, harness="0.1.0", exit_status=0, command=["pytest"], cases=list(cases), **ran, **given
     )

@@ -141,7 +141,7 @@ def compare_cases(
 def _unless_foreign(change: CaseChange, foreign: frozenset[str]) -> CaseChange:
     if _subject(change.case) not in foreign or not change.before or not change.after:
         return change
-    why = "the second run has another prompt under this name"
+    why = "the second run has other prompts under this name"
     return CaseChange(Change.MISSING, change.target, change.case, change.before, change.after, why)
 
 

@@ -15,10 +15,12 @@ from harness.diff.speed import SpeedChange, compare_speed, slower
 from harness.diff.surroundings import Area, Surroundings, compare_surroundings
 from harness.errors import RecordError, UsageError
 from harness.localise import Localisation
-from harness.record import CaseRecord, PromptRecord, RunRecord, SessionRecord
+from harness.record import CaseRecord, RunRecord, SessionRecord
 from harness.target import Target, matches
 
 SCHEMA = 1
+Asked = dict[str, tuple[list[int], int]]
+"""The prompts of a suite with the golden's answers, by their ids: token ids, and how many of them are the prompt's."""
 Part = TypeVar("Part", SessionRecord, CaseRecord)
 # What may differ between repeats of a run on one machine: what it was judged by, not what it computed.
 _HARMLESS = {Area.POLICY, Area.WAIVERS}
@@ -204,16 +206,20 @@ def _foreign_subjects(before: RunRecord, after: RunRecord) -> frozenset[str]:
             f"the prompts of {', '.join(edited)} are not the same in both runs, and a record does not hold them",
             "run both with the same prompts",
         )
-    others = {key for key in old.keys() & new.keys() if _asked(old[key]) != _asked(new[key])}
-    return frozenset({prompt for _, prompt in others} | set(edited))
+    others = {prompt for suite in edited for prompt in _others(old.get(suite, {}), new.get(suite, {}))}
+    changed = {suite for suite in edited if old.get(suite) != new.get(suite)}
+    return frozenset(others | changed)
 
 
-def _prompts(record: RunRecord) -> dict[tuple[str, str], PromptRecord]:
-    return {(prompt.suite, prompt.id): prompt for prompt in record.prompts}
+def _others(old: Asked, new: Asked) -> set[str]:
+    return {prompt for prompt in old.keys() & new.keys() if old[prompt] != new[prompt]}
 
 
-def _asked(prompt: PromptRecord) -> tuple[list[int], int]:
-    return prompt.tokens, prompt.prefill
+def _prompts(record: RunRecord) -> dict[str, Asked]:
+    found: dict[str, Asked] = {}
+    for prompt in record.prompts:
+        found.setdefault(prompt.suite, {})[prompt.id] = (prompt.tokens, prompt.prefill)
+    return found
 
 
 def _groups(

@@ -38,6 +38,7 @@ class Area(str, enum.Enum):
     OPTIONS = "load options"
     ARTIFACT = "artifact"
     PROMPTS = "prompts"
+    GOLDEN = "golden"
     POLICY = "policy"
     WAIVERS = "waivers"
     HARNESS = "harness"
@@ -89,6 +90,7 @@ def compare_surroundings(before: RunRecord, after: RunRecord) -> Surroundings:
         *_machines("", before.machine, after.machine),
         *_named(Area.ENVIRONMENT, before.environment, after.environment),
         *_hashes(Area.PROMPTS, before.suites, after.suites),
+        *_goldens(before, after),
         *_one(Area.POLICY, "policy.toml, sha256", before.policy_sha256[:16], after.policy_sha256[:16]),
         *_one(Area.WAIVERS, "waivers.toml, sha256", before.waivers_sha256[:16], after.waivers_sha256[:16]),
         *_one(Area.HARNESS, "phi3-conformance", before.harness, after.harness),
@@ -243,6 +245,15 @@ def _hashes(area: Area, before: Mapping[str, str], after: Mapping[str, str]) -> 
     """Hashes of files that both runs read, shortened."""
     for name in sorted(before.keys() & after.keys()):
         yield from _one(area, f"{name}, sha256", before[name][:16], after[name][:16])
+
+
+def _goldens(before: RunRecord, after: RunRecord) -> Iterator[Differs]:
+    """Goldens of the same prompts that were recorded apart: their answers or margins are not the same."""
+    old = {(prompt.suite, prompt.id): (prompt.tokens, prompt.margins) for prompt in before.prompts}
+    new = {(prompt.suite, prompt.id): (prompt.tokens, prompt.margins) for prompt in after.prompts}
+    others = Counter(key[0] for key in old.keys() & new.keys() if old[key] != new[key])
+    for suite, count in sorted(others.items()):
+        yield Differs(Area.GOLDEN, f"{suite}: answers or margins of {count} prompts", "one golden", "another")
 
 
 def _unrecorded(before: RunRecord, after: RunRecord) -> Iterator[str]:

@@ -298,16 +298,23 @@ def test_nothing_is_claimed_of_what_was_not_recorded() -> None:
     assert found.sentence == "Of what is recorded, only the environment changed."
 
 
+def prompt(name: str, *tokens: int) -> PromptRecord:
+    rows = len(tokens)
+    return PromptRecord("core", name, "", list(tokens), 1, Tops([[1]] * rows, [[1.0]] * rows), [1.0] * rows)
+
+
+def test_another_golden_of_the_same_prompts_is_a_cause() -> None:
+    one = prompt("hello", 1, 2)
+    other = msgspec.structs.replace(one, margins=[1.0, 1.5])
+    found = compare(record(PASSES, prompts=[one]), record(PASSES, prompts=[other]))
+    assert found.surroundings.sentence == "Only the golden changed."
+
+
 @pytest.mark.parametrize("part", ["weights", "tokenizer", "config"])
 def test_runs_of_different_checkpoints_are_refused(part: str) -> None:
     other = CheckpointRecord("tiny", msgspec.structs.replace(Fingerprint("w", "t", "c"), **{part: "x"}))
     with pytest.raises(RecordError, match=f"different checkpoints.*{part}"):
         compare(record(PASSES), record(PASSES, checkpoint=other))
-
-
-def prompt(name: str, *tokens: int) -> PromptRecord:
-    rows = len(tokens)
-    return PromptRecord("core", name, "", list(tokens), 1, Tops([[1]] * rows, [[1.0]] * rows), [1.0] * rows)
 
 
 def test_prompts_that_were_edited_are_not_compared_and_the_others_are() -> None:
@@ -318,6 +325,15 @@ def test_prompts_that_were_edited_are_not_compared_and_the_others_are() -> None:
         "test_logits[hello]": Change.MISSING,
         "test_logits[other]": Change.SAME,
     }
+
+
+def test_a_suite_whose_words_about_its_prompts_were_edited_is_the_same_suite() -> None:
+    suite = case("test_logits_of_suite[core]")
+    before = record(suite, prompts=[prompt("hello", 1, 2)])
+    after = record(suite, prompts=[prompt("hello", 1, 2)], suites={"core": "z" * 64})
+    assert only(compare(before, after)).change is Change.SAME
+    longer = record(suite, prompts=[prompt("hello", 1, 2), prompt("bye", 3)], suites={"core": "z" * 64})
+    assert only(compare(before, longer)).why == "the second run has other prompts under this name"
 
 
 def test_edited_suites_are_refused_where_the_records_do_not_hold_the_prompts() -> None:
