@@ -10,6 +10,8 @@ from rich.console import Console
 
 from harness.diff.runs import Demands, check_patterns, compare_runs, of_host, of_targets
 from harness.errors import RecordError, UsageError
+from harness.options import POLICY
+from harness.policy import read_policy
 from harness.record import RunRecord, read_record
 from harness.report.diff import as_json, as_markdown, print_diff
 
@@ -28,6 +30,7 @@ _LOG_WIDTH = 180
 @click.option("--allow-missing", is_flag=True, help="Cases that were not judged in AFTER do not fail.")
 @click.option("--strict", is_flag=True, help="Whatever moved beyond the noise fails, and new failures.")
 @click.option("--slower-max", type=float, default=None, metavar="FACTOR", help="Latencies that grew by more fail.")
+@click.option("--policy", type=_FILE, default=POLICY, show_default="the project's", help="Where its default is from.")
 @click.option("--all", "everything", is_flag=True, help="List every case, not the weightiest.")
 @click.option(
     "--json", "json_file", type=_FILE, default=None, metavar="FILE", help="Write all of it, with raw numbers."
@@ -43,6 +46,7 @@ def diff(
     allow_missing: bool,
     strict: bool,
     slower_max: float | None,
+    policy: Path,
     everything: bool,
     json_file: Path | None,
     markdown: Path | None,
@@ -52,8 +56,7 @@ def diff(
     Both are records of pytest (--record FILE). Ends with status 0 if nothing regressed, 1 if something did or is
     missing, 2 if the records cannot be compared.
     """
-    if slower_max is not None and not slower_max >= 1:
-        raise UsageError(f"--slower-max {slower_max:g} is no factor to grow by", "give 1 or more: --slower-max 1.2")
+    demands = Demands(missing=not allow_missing, strict=strict, slower=_slower_max(slower_max, policy))
     records = _of(before, before_host), _of(after, after_host)
     repeats = [
         (path.name, of_targets(part, targets))
@@ -64,7 +67,6 @@ def diff(
     parts = [of_targets(record, targets) for record in records]
     names = _names(before, after, before_host, after_host)
     found = compare_runs(parts[0], parts[1], names, repeats)
-    demands = Demands(missing=not allow_missing, strict=strict, slower=slower_max)
     console = Console()
     if not console.is_terminal:
         console = Console(width=_LOG_WIDTH)
@@ -74,6 +76,15 @@ def diff(
     if markdown is not None:
         _write(markdown, as_markdown(found, demands, everything=everything))
     sys.exit(found.exit_status(demands))
+
+
+def _slower_max(given: float | None, policy: Path) -> float | None:
+    """The factor of the option, or the policy's, None where neither has one. Raises UsageError."""
+    limit = read_policy(policy).comparison.slower_max
+    factor = limit.limit if given is None and limit is not None else given
+    if factor is not None and not factor >= 1:
+        raise UsageError(f"{factor:g} is no factor for a latency to grow by", "give 1 or more: --slower-max 1.2")
+    return factor
 
 
 def _of(path: Path, host: str) -> RunRecord:

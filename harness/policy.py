@@ -95,6 +95,15 @@ class BusyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engines_max: Limit
 
 
+class ComparisonLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a second run is held to by `phi3-conformance diff`, beyond the outcomes of its cases; nothing by default.
+
+    `slower_max`: the factor by which a latency may grow. One that grew by less than its measured noise is not judged.
+    """
+
+    slower_max: Limit | None = None
+
+
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """policy.toml: which evidence suffices for which kind of device, and the limits by compute class."""
 
@@ -103,6 +112,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     busy: BusyLimits
     limits: dict[Precision, ClassLimits]
     implementation: dict[str, ImplementationLimits] = {}
+    comparison: ComparisonLimits = ComparisonLimits()
 
     def implementation_of(self, compute_class: str) -> ImplementationLimits:
         """The limits on the implementation error of a class such as `fp32+a8`. Raises PolicyError if there are none."""
@@ -145,6 +155,8 @@ def _limits(policy: Policy) -> Iterator[tuple[str, Limit]]:
     for name, ratios in policy.implementation.items():
         for key, limit in msgspec.structs.asdict(ratios).items():
             yield f"implementation.{name}.{key}", limit
+    if policy.comparison.slower_max is not None:
+        yield "comparison.slower_max", policy.comparison.slower_max
     for precision, found in policy.limits.items():
         for group in ("logits", "greedy", "suite"):
             for key, limit in msgspec.structs.asdict(getattr(found, group)).items():

@@ -22,6 +22,7 @@ from harness.diff.runs import Demands, Diff, Verdict, compare_runs, of_host
 from harness.diff.speed import TOKEN
 from harness.diff.surroundings import Area
 from harness.errors import HarnessError, RecordError
+from harness.options import POLICY
 from harness.record import (
     CaseRecord,
     CheckpointRecord,
@@ -431,11 +432,22 @@ def test_the_command_writes_its_files_and_ends_with_the_status(tmp_path: Path) -
     assert again.exit_code == 0
 
 
+def test_the_policy_may_say_how_much_slower_is_too_slow(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    limit = '[comparison]\nslower_max = { limit = 1.2, origin = "a decision" }\n'
+    policy.write_text(POLICY.read_text(encoding="utf-8") + limit, encoding="utf-8")
+    for name, times in (("A.json", (10, 10.1, 10.2)), ("B.json", (15, 15.1, 15.2))):
+        write_record(tmp_path / name, record(PASSES, sessions=timed(*times)))
+    files = [str(tmp_path / name) for name in ("A.json", "B.json")]
+    given: list[list[str]] = [[], [f"--policy={policy}"], [f"--policy={policy}", "--slower-max=1.6"]]
+    assert [CliRunner().invoke(diff_command, [*files, *more]).exit_code for more in given] == [0, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--targets=ort-genai:*"], "matches no target"),
-        (["--slower-max=0.5"], "no factor to grow by"),
+        (["--slower-max=0.5"], "no factor for a latency to grow by"),
         (["--before-host=lab1"], "no host 'lab1'"),
         (["--repeat=nowhere.json"], "is no run record"),
     ],
