@@ -7,9 +7,10 @@ allowed. Official exports of the bundled checkpoint by OpenVINO (INT8, INT4 symm
 MXFP4, scale estimation, AWQ), by ONNX Runtime (INT4 and INT8) and by the Intel NPU library keep within it without an
 exception.
 
-A scale is held against the rule that most groups of its tensor follow, and so found where it is 0.2 % off. Where an
-exporter searched for scales, there is no rule, and a wrong scale shows by codes that are no longer the nearest: 1 % off
-in one group of 128 in 19 cases of 20, 2 % always.
+A scale is held against the rule that most groups of its tensor follow, and so found where it is 0.2 % off. The search
+of k-quant is repeated (`audit_search`), and its outcome is such a rule. Where an exporter searched for scales in
+another way, there is no rule, and a wrong scale shows by codes that are no longer the nearest: 1 % off in one group of
+128 in 19 cases of 20, 2 % always; in one of 32, 1 % in 11 cases of 20, 2 % in 16, 5 % always.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.audit_search import search
 from harness.weights import Array, Quantised
 
 Mask = NDArray[np.bool_]
 
 RANGE = "range"
 """How the rule's name begins that gives a group a zero point of its own."""
+SEARCH = "k-quant's search"
+"""The name of the rule that is the outcome of a search."""
 
 _CHUNK = 1 << 20
 # Float32 arithmetic of the exporter: a quotient and a sum, each rounded.
@@ -36,6 +40,8 @@ _FLOAT32 = 2.0**-22
 _ROUNDING = {"float16": 2.0**-11, "float32": _FLOAT32, "float64": 2.0**-10}
 # How much further than that a scale may be from the rule's.
 _MARGIN = 1.5
+# Sums in another order, measured: the same choices give scales that are up to 1.6e-5 apart.
+_SUMS = 2.0**-15
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -63,8 +69,8 @@ class Grid(msgspec.Struct, frozen=True):
     `beyond`: codes that are not the nearest to their weight; `worst`: the largest distance of a code from its weight,
     cut off where the storage ends; `error`, `square`, `product`, `power`: sums over the group of the distance d, of
     d^2, of d q and of q^2, q being the code less its zero point. `rules`: for each rule by which exporters choose
-    scales, the ratio of the stored scale to the rule's, in magnitude. `zero_points`: whether the zero point is the
-    rule's. `slack`: how far from 1 the ratio may be.
+    scales, the ratio of the stored scale to the rule's, in magnitude; `SEARCH` stands alone. `zero_points`: whether the
+    zero point is the rule's. `slack`: how far from 1 the ratio may be.
     """
 
     beyond: NDArray[np.int64]
@@ -75,7 +81,7 @@ class Grid(msgspec.Struct, frozen=True):
     power: Array
     rules: dict[str, Array]
     zero_points: Mask
-    slack: float
+    slack: Array
 
     def follows(self, rule: str) -> Mask:
         """Where the stored scale is the rule's."""
@@ -128,8 +134,11 @@ def _to_bfloat16(values: Array) -> Array:
     return np.asarray(rounded.view(np.float32), dtype=np.float64)
 
 
-def measure(content: Quantised, weight: Array, rows: slice, rounded: str) -> Grid:
-    """The figures of some rows; `weight` is the checkpoint's, `[m, K]` float64."""
+def measure(content: Quantised, weight: Array, rows: slice, rounded: str, *, repeat: bool = False) -> Grid:
+    """The figures of some rows; `weight` is the checkpoint's, `[m, K]` float64.
+
+    `repeat`: repeat k-quant's search, where the content is of its form, and let its outcome be the one rule.
+    """
     at = place(content, weight, rows, rounded)
     lower, upper = bounds(content)
     with np.errstate(all="ignore"):
@@ -138,6 +147,11 @@ def measure(content: Quantised, weight: Array, rows: slice, rounded: str) -> Gri
         distance = distances(content, at)
     q = values(content)[at.codes - content.low] - at.zeros
     clean = np.where(np.isfinite(distance), distance, 1e9)
+    searched = repeat and may_be_searched(content)
+    if searched:
+        rules, zero_points = _searched(content, weight, at)
+    else:
+        rules, zero_points = _rules(content, at), _zero_points(content, at)
     return Grid(
         beyond=np.asarray((~(excess <= 0)).sum(axis=-1), dtype=np.int64),
         worst=np.abs(clean).max(axis=-1),
@@ -145,24 +159,29 @@ def measure(content: Quantised, weight: Array, rows: slice, rounded: str) -> Gri
         square=(clean**2).sum(axis=-1),
         product=(clean * q).sum(axis=-1),
         power=(q * q).sum(axis=-1),
-        rules=_rules(content, at),
-        zero_points=_zero_points(content, at),
-        slack=_rounding(content) * _MARGIN + 2.0**-20,
+        rules=rules,
+        zero_points=zero_points,
+        slack=_rounding(content, at)[..., 0] * _MARGIN + (_SUMS if searched else 2.0**-20),
     )
 
 
-def _rounding(content: Quantised) -> float:
-    return _ROUNDING.get(content.scales.dtype.name, _FLOAT32)
+def _rounding(content: Quantised, at: Place) -> Array:
+    """How far rounding may have taken each scale, `[m, G, 1]`, relatively: further below FP16's normal numbers."""
+    least = np.full(at.scales.shape, _ROUNDING.get(content.scales.dtype.name, _FLOAT32))
+    if content.scales.dtype != np.float16:
+        return least
+    with np.errstate(all="ignore"):
+        return np.asarray(np.fmax(least, 2.0**-25 / np.abs(at.scales)))
 
 
 def join(parts: list[Grid]) -> Grid:
     """The figures of consecutive rows as one."""
     fields = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
     rules = {name: np.concatenate([part.rules[name] for part in parts]) for name in parts[0].rules}
-    return Grid(**fields, rules=rules, slack=parts[0].slack)
+    return Grid(**fields, rules=rules)
 
 
-_ARRAYS = ("beyond", "worst", "error", "square", "product", "power", "zero_points")
+_ARRAYS = ("beyond", "worst", "error", "square", "product", "power", "zero_points", "slack")
 
 
 def values(content: Quantised) -> Array:
@@ -185,10 +204,10 @@ def bounds(content: Quantised) -> tuple[Array, Array]:
 
 def slack(content: Quantised, at: Place) -> Array:
     """How far t may be from where the exporter saw it: the scale's rounding, the weight's to FP16, and arithmetic."""
-    relative: Array | float = _rounding(content)
+    relative = _rounding(content, at)
     with np.errstate(all="ignore"):
         if content.scales.dtype == np.float16:
-            relative = np.maximum(relative, 2.0**-25 / np.abs(at.scales)) + _FLOAT32
+            relative = relative + _FLOAT32
         # An exporter that goes through FP16 loses what lies below its subnormals.
         lost = 2.0**-25 / np.abs(at.scales)
         lost = lost + np.abs(at.middle - at.zeros) * relative + np.abs(at.middle) * _FLOAT32
@@ -233,9 +252,41 @@ def _scales(content: Quantised, weight: Array) -> dict[str, Array]:
     span = np.maximum(weight.max(axis=-1), 0.0) - np.minimum(weight.min(axis=-1), 0.0)
     return {
         f"extreme / {half}": extreme / half,  # NNCF's symmetric and ONNX Runtime's
-        f"{RANGE} / {2 * half - 1}": span / (2 * half - 1),  # NNCF's asymmetric
+        f"{RANGE} / {2 * half - 1}": span / (2 * half - 1),  # NNCF's asymmetric and ONNX Runtime's
         f"extreme / {half - 1}": extreme / (half - 1),  # neural-compressor's, in the NPU library
+        f"extreme / {half - 0.5:g}": extreme / (half - 0.5),  # ONNX Runtime's rtn, symmetric
+        f"{RANGE} of the weights alone / {2 * half - 1}": _bare_range(content, weight) / (2 * half - 1),
     }
+
+
+def _bare_range(content: Quantised, weight: Array) -> Array:
+    """The range that ONNX Runtime's rtn takes: zero has no part in it, and weights of FP16 are subtracted in FP16.
+
+    Where all weights of a group are equal the exporter writes the scale 1.
+    """
+    held = weight.astype(np.float16) if content.scales.dtype == np.float16 else weight
+    span = (held.max(axis=-1) - held.min(axis=-1)).astype(np.float64)
+    return np.where(span > 0.0, span, 2.0**content.bits - 1)
+
+
+def may_be_searched(content: Quantised) -> bool:
+    """Whether this is of the form that k-quant writes: unsigned codes, and a zero point for every group."""
+    plain = content.levels is None and content.multiplier is None and content.low == 0 and content.bits in (4, 8)
+    return plain and content.zero_points.shape == content.scales.shape and content.scales.dtype != np.float64
+
+
+def _searched(content: Quantised, weight: Array, at: Place) -> tuple[dict[str, Array], Mask]:
+    """The ratio of each stored scale to the outcome of k-quant's search, and whether the zero point is its, `[m, G]`.
+
+    The exporter reads the weights in the dtype that it writes the scales in.
+    """
+    held = weight.astype(content.scales.dtype).astype(np.float32).reshape(-1, at.codes.shape[-1])
+    found, least = (side.astype(np.float64).reshape(at.scales.shape[:2]) for side in search(held, content.bits))
+    with np.errstate(all="ignore"):
+        ratio = np.where(np.any(at.middle != at.zeros, axis=-1), np.abs(at.scales[..., 0]) / found, 1.0)
+        ideal = np.clip(-least / found, content.low, content.high)
+    near: Mask = np.abs(at.zeros[..., 0] - ideal) <= 0.5 + (1 + ideal) * _SUMS
+    return {SEARCH: np.where(np.isfinite(ratio), ratio, 1e9)}, near
 
 
 def _zero_points(content: Quantised, at: Place) -> Mask:

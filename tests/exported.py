@@ -1,8 +1,9 @@
 """A small exporter in NumPy, by the schemes of the real ones, and faults to plant in what it exports.
 
 Schemes: `sym4`, `sym8`, `asym4`, `asym8` round to nearest with scales in FP16 as NNCF does; `block` is `sym4` in blocks
-of 32 with scales in FP32, as in ONNX Runtime; `channel` is neural-compressor's; `searched` has scales that no rule
-gives; `awq` a multiplier; `moved` is GPTQ; `float16`, `bfloat16` and `float32` are not quantised.
+of 32 with scales in FP32, as in ONNX Runtime; `rtn4` and `rtn8` are its `rtn`, `kquant4` and `kquant8` its `k_quant`,
+with a search for scales; `channel` is neural-compressor's; `searched` has scales that no rule gives; `awq` a
+multiplier; `moved` is GPTQ; `float16`, `bfloat16` and `float32` are not quantised.
 """
 
 from __future__ import annotations
@@ -18,14 +19,13 @@ from harness.checkpoint import Checkpoint
 from harness.phi3_float64 import Weights
 from harness.weights import Array, Plain, Quantised, Statement, Stored
 
-SCHEMES = ("sym4", "sym8", "asym4", "asym8", "block", "channel", "searched", "awq", "moved")
-GROUP = {"sym4": 128, "asym4": 128, "searched": 128, "awq": 128, "moved": 128, "block": 32}
+BLOCKS = ("block", "rtn4", "rtn8", "kquant4", "kquant8")
+SCHEMES = ("sym4", "sym8", "asym4", "asym8", "channel", "searched", "awq", "moved", *BLOCKS)
+GROUP = {"sym4": 128, "asym4": 128, "searched": 128, "awq": 128, "moved": 128} | dict.fromkeys(BLOCKS, 32)
 SAID = {
     "searched": {"scale_estimation": "True", "gptq": "False"},
     "moved": {"scale_estimation": "False", "gptq": "True"},
-    "block": {},
-    "channel": {},
-}
+} | {scheme: {} for scheme in ("channel", *BLOCKS)}
 STATED = {"scale_estimation": "False", "gptq": "False"}
 
 
@@ -108,14 +108,48 @@ def quantise(weight: Array, scheme: str, generator: np.random.Generator) -> Quan
     groups = grouped(single, GROUP.get(scheme, int(single.shape[1])))
     if scheme == "moved":
         return _moved(weight, generator)
+    if scheme.startswith("kquant"):
+        return k_quant(groups, bits)
     scales, zeros = grid(groups, bits, asymmetric=scheme.startswith("asym"), channel=scheme == "channel")
     if scheme == "searched":
         scales = (scales * generator.uniform(0.78, 1.1, scales.shape)).astype(np.float32)
-    low, high = (0, 2**bits - 1) if scheme.startswith("asym") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    if scheme.startswith("rtn"):
+        scales = 2 * np.abs(groups).max(axis=-1).astype(np.float64) / (2**bits - 1)
+        zeros = np.full_like(scales, 2 ** (bits - 1))
+    low, high = (0, 2**bits - 1) if scheme.startswith(("asym", "rtn")) else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     codes = np.clip(np.rint(groups / scales[..., None] + zeros[..., None]), low, high)
-    kept = scales if scheme == "block" else scales.astype(np.float16)
-    points = zeros.astype(np.int16) if scheme.startswith("asym") else np.zeros((1, 1), np.int16)
+    kept = scales.astype(np.float32 if scheme in BLOCKS else np.float16)
+    points = zeros.astype(np.int16) if scheme.startswith("asym") else np.full((1, 1), zeros.flat[0], np.int16)
     return Quantised(codes.reshape(weight.shape).astype(np.int16), kept, points, bits, low, high, multiplier)
+
+
+def k_quant(groups: NDArray[np.float32], bits: int, dtype: type = np.float32) -> Quantised:
+    """ONNX Runtime's k-quant of groups `[n, G, g]`; sums in float64 decide some near ties in another way."""
+    n, count, size = groups.shape
+    x: NDArray[Any] = groups.reshape(-1, size).astype(dtype)
+    top = 2**bits - 1
+    w = np.sqrt((x**2).sum(axis=1, keepdims=True) / size) + np.abs(x)
+    least, most = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
+    scale, best = np.ones_like(least), np.full_like(least, np.inf)
+    with np.errstate(all="ignore"):
+        for step in range(-1, 20):
+            codes_in_range = dtype(top if step < 0 else -1 + 0.1 * step + top)
+            finer = np.where(most > least, codes_in_range / (most - least), dtype(1))
+            q = np.clip(np.round(finer * (x - least)), 0, top)
+            wq, total, moment = w * q, w.sum(axis=1, keepdims=True), (w * x).sum(axis=1, keepdims=True)
+            l1, l2, xl = (part.sum(axis=1, keepdims=True) for part in (wq, wq * q, wq * x))
+            fitted = (total * xl - moment * l1) / (total * l2 - l1**2)
+            lower = (l2 * moment - l1 * xl) / (total * l2 - l1**2)
+            if step < 0:
+                fitted, lower = 1 / finer, least
+            error = (w * (fitted * q + lower - x) ** 2).sum(axis=1, keepdims=True)
+            kept = error < best
+            best = np.where(kept, error, best)
+            scale, least = np.where(kept, fitted, scale), np.where(kept, lower, least)
+    zeros = np.clip(np.round(-least / scale), 0, top)
+    codes = np.clip(np.round(x / scale.astype(np.float64) + zeros), 0, top)
+    shapes = (codes.reshape(n, -1), scale.reshape(n, count), zeros.reshape(n, count))
+    return Quantised(shapes[0].astype(np.int16), shapes[1].astype(np.float32), shapes[2].astype(np.int16), bits, 0, top)
 
 
 def grouped(weight: NDArray[Any], group: int) -> NDArray[Any]:

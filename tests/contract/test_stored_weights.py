@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from harness.artifacts import ensure_exported
+from harness.audit import audit
 from harness.backend import Recipe, load_backend
 from harness.backends.npu_library import NpuLibraryBackend
 from harness.backends.ort_weights import accuracy_levels
@@ -120,6 +121,11 @@ def test_an_export_is_read_as_the_checkpoint_to_a_step(
     assert weights.scheme.get("bits") == bits.get(name, "4")
     assert set(accuracy_levels(artifact).values()) == {4 if bound and device == "cpu" and name != "dequantised" else 0}
     check_statements(weights, checkpoint)
+    report = audit(weights, checkpoint)
+    # DirectML's export switches the window off, which the audit is right to say.
+    assert {found.tensor for found in report.findings} == ({"sliding_window"} if device == "dml" else set())
+    method = {"fp32": "not quantised", "k-quant-mixed": "k-quant"}.get(name, "round to nearest")
+    assert report.scheme.partition(":")[0] == method
 
 
 def check_statements(weights: ArtifactWeights, checkpoint: Checkpoint) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from exported import SCHEMES, Artifact, export
+from exported import SCHEMES, Artifact, export, grouped, k_quant
 from harness.audit import audit, to_json
-from harness.audit_grid import measure, place
+from harness.audit_grid import measure, nearest_rule, place
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.findings import LIMIT, AuditReport, Finding
 from harness.phi3_float64 import Weights
@@ -82,6 +84,10 @@ def test_what_exporters_make_is_clean(scheme: str, original: Checkpoint, exporte
         ("channel", "extreme / 7"),
         ("block", "extreme / 8"),
         ("awq", "extreme / 8"),
+        ("rtn4", "extreme / 7.5"),
+        ("rtn8", "extreme / 127.5"),
+        ("kquant4", "k-quant's search"),
+        ("kquant8", "k-quant's search"),
     ],
 )
 def test_the_rule_of_the_scales_is_inferred(
@@ -448,6 +454,87 @@ def test_searched_scales_are_inferred_where_nothing_is_said_and_most_are(
     scales[ROW, 0] *= np.float16(2)
     artifact.change(QKV, scales=scales)
     assert {(f.row, f.group) for f in only(audit(artifact, original), QKV)} == {(ROW, 0)}
+
+
+def sums_in_another_order(original: Checkpoint, artifact: Artifact, bits: int) -> Artifact:
+    """The artifact with all its tensors by a k-quant that takes its sums in float64."""
+    for stored in list(artifact.stored):
+        if isinstance(stored.content, Quantised):
+            groups = grouped(Weights(original)[stored.name].astype(np.float32), 32)
+            artifact.replace(stored.name, k_quant(groups, bits, np.float64))
+    return artifact
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_search_that_took_its_sums_in_another_order_is_inferred(
+    bits: int, original: Checkpoint, exported: Callable[[str], Artifact]
+) -> None:
+    artifact = sums_in_another_order(original, exported(f"kquant{bits}"), bits)
+    report = audit(artifact, original)
+    assert report.clean, [finding.sentence for finding in report.findings]
+    assert report.scheme.startswith("k-quant, in another order of sums")
+    for off in (0.95, 1.25):
+        scales = artifact.quantised(QKV).scales.copy()
+        scales[ROW, 0] *= np.float32(off)
+        spoilt = Artifact(list(artifact.stored), {})
+        spoilt.change(QKV, scales=scales)
+        assert {(f.row, f.group) for f in only(audit(spoilt, original), QKV)} == {(ROW, 0)}
+
+
+@pytest.mark.parametrize("scheme", ["kquant4", "kquant8"])
+def test_a_grid_that_the_search_would_not_choose_is_found(
+    scheme: str, original: Checkpoint, exported: Callable[[str], Artifact]
+) -> None:
+    """Codes that are the nearest on a grid that is moved by a code, and on one that is finer by 0.2 %."""
+    artifact = exported(scheme)
+    content, weight = artifact.quantised(QKV), Weights(original)[QKV]
+    scales, zeros = content.scales.copy(), content.zero_points.copy()
+    zeros[ROW, 0] += 1
+    scales[ROW + 1, 0] *= np.float32(0.998)
+    changed = msgspec.structs.replace(content, scales=scales, zero_points=zeros)
+    at = place(changed, weight, slice(0, weight.shape[0]), "float32")
+    codes = np.clip(np.rint(at.middle), content.low, content.high).reshape(weight.shape).astype(np.int16)
+    artifact.replace(QKV, msgspec.structs.replace(changed, codes=codes))
+    report = audit(artifact, original)
+    assert [(f.what, f.row, f.group) for f in only(report, QKV)] == [
+        ("scale", ROW + 1, 0),
+        ("zero point", ROW, 0),
+    ]
+
+
+def test_a_tensor_of_another_scheme_among_searched_ones_is_found(
+    original: Checkpoint, exported: Callable[[str], Artifact]
+) -> None:
+    artifact = exported("kquant4")
+    artifact.replace(DOWN, exported("asym4").quantised(DOWN))
+    assert {finding.tensor for finding in audit(artifact, original).findings} == {DOWN}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_the_range_of_rtn_has_no_part_of_zero_in_it(dtype: type) -> None:
+    """ONNX Runtime's asymmetric rtn: groups on one side of zero are cut off, and equal weights have the scale 1."""
+    weight: NDArray[Any] = np.random.default_rng(1).normal(size=(64, 4, 32)).astype(np.float16).astype(dtype)
+    weight[5, 1], weight[6, 2], weight[7, 3] = np.abs(weight[5, 1]) + dtype(1), dtype(0.25), -np.abs(weight[7, 3])
+    span = (weight.max(axis=-1) - weight.min(axis=-1)).astype(np.float64)
+    scales = np.where(span > 0, span / 15, 1.0)
+    zeros = np.clip(np.round(-weight.min(axis=-1) / scales), 0, 15).astype(np.uint8)
+    codes = np.clip(np.round(weight / scales[..., None] + zeros[..., None]), 0, 15).astype(np.uint8)
+    content = Quantised(codes.reshape(64, 128), scales.astype(dtype), zeros, 4, 0, 15)
+    grid = measure(content, weight.reshape(64, 128).astype(np.float64), slice(0, 64), "float32")
+    rule, share = nearest_rule(grid)
+    assert (rule, share) == ("range of the weights alone / 15", 1.0)
+    assert grid.zero_points.all()
+    assert grid.beyond.sum() == 0
+
+
+def test_a_scale_below_the_normal_numbers_of_fp16_has_their_spacing() -> None:
+    weight = np.random.default_rng(1).normal(scale=1e-3, size=(64, 32))
+    scales = np.abs(weight).max(axis=1, keepdims=True) / 127.5
+    codes = np.clip(np.round(weight / scales + 128), 0, 255).astype(np.uint8)
+    content = Quantised(codes, scales.astype(np.float16), np.full((1, 1), 128, np.uint8), 8, 0, 255)
+    grid = measure(content, weight, slice(0, 64), "float32")
+    assert nearest_rule(grid) == ("extreme / 127.5", 1.0)
+    assert grid.beyond.sum() == 0
 
 
 def test_moved_codes_must_be_stated(original: Checkpoint, exported: Callable[[str], Artifact]) -> None:
