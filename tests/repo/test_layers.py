@@ -39,7 +39,7 @@ LAYERS = (
     ("judge", "state"),
     ("fixtures", "marks", "interruptions"),
     ("outcomes", "signoff"),
-    ("cli_diff", "cli_record", "cli_waivers", "cli_signoff"),
+    ("cli_diff", "cli_record", "cli_report", "cli_waivers", "cli_signoff"),
     ("plugin", "cli"),
 )
 RUNTIMES = ("torch", "openvino", "onnxruntime", "onnxruntime_genai", "transformers", "optimum", "nncf")
