@@ -15,6 +15,8 @@ import platformdirs
 from harness.errors import CheckpointError
 
 _HASH_BLOCK = 1 << 22
+# A product of a million extents would keep a reader busy for hours.
+_MOST_AXES = 16
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -218,7 +220,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         promised = 8 + length + max((_end(entry) for entry in header.values()), default=0)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise CheckpointError(f"{path} has a corrupt safetensors header: {error}", remedy) from None
     if promised != size:
         raise CheckpointError(f"{path} is truncated: {size} bytes, its header promises {promised}", remedy)
@@ -228,7 +230,12 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
 def _end(entry: dict[str, Any]) -> int:
     """Where a tensor's data ends; raises what `read_header` catches unless the entry is whole."""
     begin, end = entry["data_offsets"]
-    if not isinstance(entry["dtype"], str) or not 0 <= begin <= end or _elements(entry) < 0:
+    if (
+        not isinstance(entry["dtype"], str)
+        or len(entry["shape"]) > _MOST_AXES
+        or not 0 <= begin <= end
+        or _elements(entry) < 0
+    ):
         raise ValueError(f"impossible entry {entry}")
     return int(end)
 

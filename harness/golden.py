@@ -29,12 +29,16 @@ from harness.checkpoint import Checkpoint, Fingerprint, cached_sha256
 from harness.devices import Machine
 from harness.errors import GoldenError
 from harness.prompts import PromptSuite
+from harness.untrusted import all_printable, decode, is_plain_name, printable, read_bounded
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 LOGITS = "logits.safetensors"
 HIDDEN = "hidden.safetensors"
 TREE = Path(__file__).resolve().parent.parent
+_MOST_TOKENS = 1 << 31
+# What the library raises on a header or a dtype that it does not know.
+_BROKEN = (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
 
 class Case(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -137,23 +141,28 @@ class Golden:
 
     def hidden_states(self, prompt_id: str) -> NDArray[np.float32] | None:
         """`[L + 1, n + m, H]` float32 where they were kept for this case, else None."""
-        path = self.folder / HIDDEN
-        if HIDDEN not in self.manifest.files:
+        if HIDDEN not in self.manifest.files or prompt_id not in self._keys(HIDDEN):
             return None
-        with safe_open(path, framework="np") as file:
-            if prompt_id not in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                return None
         return self._tensor(HIDDEN, prompt_id)
+
+    def _keys(self, name: str) -> list[str]:
+        try:
+            with safe_open(self.folder / name, framework="np") as file:
+                return list(file.keys())
+        except _BROKEN as error:
+            raise self._unreadable(name, error) from None
 
     def _tensor(self, name: str, key: str) -> NDArray[Any]:
         try:
             with safe_open(self.folder / name, framework="np") as file:
                 tensor: NDArray[Any] = file.get_tensor(key)
                 return tensor
-        except (SafetensorError, OSError) as error:
-            raise GoldenError(
-                f"{self.folder / name} cannot be read: {error}", record_command(self.manifest.suite)
-            ) from None
+        except _BROKEN as error:
+            raise self._unreadable(name, error) from None
+
+    def _unreadable(self, name: str, error: Exception) -> GoldenError:
+        remedy = record_command(self.manifest.suite)
+        return GoldenError(f"{self.folder / name} cannot be read: {printable(str(error))}", remedy)
 
 
 def record_command(suite: str, checkpoint: str = "", golden: str = "") -> str:
@@ -211,15 +220,18 @@ def verify_files(folder: Path, remedy: str = "") -> Golden:
     remedy = remedy or record_command("FILE", "CHECKPOINT", str(folder.parent))
     path = folder / MANIFEST
     try:
-        text = path.read_bytes()
-        schema = msgspec.json.decode(text, type=_SchemaOnly).schema
+        plain = decode(read_bounded(path))
+        schema = msgspec.convert(plain, _SchemaOnly).schema
         if schema != SCHEMA:
             raise GoldenError(f"{path} has schema {schema}; this version reads {SCHEMA}", remedy)
-        manifest = msgspec.json.decode(text, type=Manifest)
+        manifest = msgspec.convert(plain, Manifest)
+        if all_printable(plain) != plain:
+            raise ValueError("it holds control characters")
+        _check(manifest)
     except FileNotFoundError:
         raise GoldenError(f"{folder} holds no golden: there is no {MANIFEST}", remedy) from None
-    except (OSError, msgspec.DecodeError, RecursionError) as error:
-        raise GoldenError(f"{path} cannot be read: {error}", remedy) from None
+    except (OSError, ValueError, msgspec.DecodeError, RecursionError) as error:
+        raise GoldenError(f"{path} cannot be read: {printable(str(error))}", remedy) from None
     if manifest.sealed().own_sha256 != manifest.own_sha256:
         raise GoldenError(f"{path} was changed after it was recorded: its own hash differs", remedy)
     if not manifest.cases or LOGITS not in manifest.files:
@@ -227,6 +239,23 @@ def verify_files(folder: Path, remedy: str = "") -> Golden:
     for name, expected in manifest.files.items():
         _verify_file(folder, name, expected, remedy)
     return Golden(folder, manifest)
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises ValueError where the manifest contradicts itself, or names what may be no name."""
+    ids = [case.id for case in manifest.cases]
+    for name in (manifest.suite, *ids):
+        if not is_plain_name(name):
+            raise ValueError(f"{name!r} is no name")
+    if len(set(ids)) < len(ids):
+        raise ValueError("it has a case more than once")
+    if not 0 < manifest.vocabulary <= _MOST_TOKENS or not 0 < manifest.window <= _MOST_TOKENS:
+        raise ValueError(f"it has a vocabulary of {manifest.vocabulary} and a window of {manifest.window}")
+    for case in manifest.cases:
+        if not case.tokens or not case.continuation or len(case.margins) != len(case.continuation):
+            raise ValueError(f"the case {case.id!r} lacks tokens or margins")
+        if not all(0 <= token < manifest.vocabulary for token in case.sequence):
+            raise ValueError(f"the case {case.id!r} has tokens outside the vocabulary")
 
 
 class _SchemaOnly(msgspec.Struct):
@@ -240,8 +269,8 @@ class _SuiteOnly(msgspec.Struct):
 def _suite_hash(folder: Path) -> str | None:
     """The hash of the suite that a golden was recorded on, None where its manifest cannot be read."""
     try:
-        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=_SuiteOnly).suite_sha256
-    except (OSError, msgspec.DecodeError, RecursionError):
+        return msgspec.json.decode(read_bounded(folder / MANIFEST), type=_SuiteOnly).suite_sha256
+    except (OSError, ValueError, msgspec.DecodeError, RecursionError):
         return None
 
 

@@ -57,8 +57,8 @@ class Speed(msgspec.Struct, frozen=True):
 class Repeat(msgspec.Struct, frozen=True):
     """How far a session's answer to a prompt lies from its own first answer to it, the state reset in between.
 
-    `logits_sha256` of both are equal where the two are bit-identical. In logits: centred RMS, mean and worst over
-    positions. `kl_mean` in nat.
+    `case` is the prompt's id; `identical` where the two are equal to the last bit. In logits: centred RMS, mean and
+    worst over positions. `kl_mean` in nat.
     """
 
     case: str
@@ -163,7 +163,7 @@ class PromptRecord(msgspec.Struct, frozen=True):
         _check_tokens(self.tokens)
 
 
-class CaseRecord(msgspec.Struct, frozen=True):
+class CaseRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """One case: a test on a target with a prompt, a suite or neither.
 
     `stage` is set where the outcome is ERROR. `numbers` and `limits` have the units of `harness.compare`;
