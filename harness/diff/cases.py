@@ -220,7 +220,7 @@ def _identical(key: Key, old: CaseRecord, new: CaseRecord, before: Side, after: 
 
 
 def _nearness(old: CaseRecord, noise: TargetNoise) -> Sameness:
-    return Sameness.NOISE if noise.measured and old.numbers else Sameness.ROUNDING
+    return Sameness.NOISE if noise.any and old.numbers else Sameness.ROUNDING
 
 
 def _moves(old: CaseRecord, new: CaseRecord, before: Side, after: Side, noise: TargetNoise) -> tuple[Move, ...]:

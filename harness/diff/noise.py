@@ -63,6 +63,11 @@ class TargetNoise(msgspec.Struct, frozen=True):
         """Whether anything was measured at all."""
         return self.repeats > 0 or self.runs > 1
 
+    @property
+    def any(self) -> bool:
+        """Whether what was measured is more than nothing: a session may repeat itself to the bit."""
+        return self.within.rms_worst > 0 or self.runs > 1
+
     def allowed(self, case: str, name: str, before: float, after: float, numbers: Mapping[str, float]) -> float:
         """By how much a number may differ between two runs and still be noise, in its own unit.
 

@@ -87,15 +87,19 @@ def quantities(session: SessionRecord) -> Quantities:
 
 
 def _noise(what: str, repeats: Sequence[Sequence[float]], runs: Sequence[Sequence[Sequence[float]]]) -> float | None:
-    """The largest quotient seen: of the repeats' quartiles in a session, and of medians between runs."""
+    """The square of the largest quotient seen: of the repeats' quartiles in a session, and of medians between runs.
+
+    Of what a run has one figure of, two runs are too few to tell.
+    """
     if what == SIZE:
         return 1.0
     seen = [quotient for values in repeats for quotient in _spread(values)]
+    enough = 2 if seen else 3
     for group in runs:
         medians = [statistics.median(values) for values in group if values]
-        if len(medians) > 1:
+        if len(medians) >= enough:
             seen.append(max(medians) / min(medians))
-    return max(seen, default=None)
+    return max(seen) ** 2 if seen else None
 
 
 def _spread(values: Sequence[float]) -> Iterator[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +15,12 @@ from harness.diff.surroundings import Differs
 
 SHOWN = 12
 _REASON = 160
+# A ratio nearer to 1 is not worth a row unless it is beyond its noise.
+_LEAST = 0.02
 _GIB, _MIB = 2**30, 2**20
+
+# Where a limit comes from is in the message itself; a table has no room for it.
+_ORIGIN = re.compile(r"(allowed: [^()]*?) \((?:[^()]|\([^()]*\))*\)")
 
 
 class Section(msgspec.Struct, frozen=True):
@@ -159,7 +165,7 @@ def reason(message: str) -> str:
         and message.partition("\n")[2][:1] == " "
     ):
         lines = lines[1:]
-    text = lines[0] if lines else ""
+    text = _ORIGIN.sub(r"\1", lines[0]) if lines else ""
     return text if len(text) <= _REASON else text[: _REASON - 3] + "..."
 
 
@@ -175,7 +181,7 @@ def _noise(diff: Diff) -> Section:
                 + (f", the others within {noise.within.rms_worst:.2g} logits" if noise.within.rms_worst else "")
             )
         if noise.runs:
-            parts.append(f"between runs, {noise.runs} of unchanged machines")
+            parts.append(f"between {noise.runs} runs with nothing changed")
         groups["; ".join(parts) or "not measured"].append(target.target)
     return Section("Noise", "", ("measured", "targets"), [(how, _targets(found)) for how, found in groups.items()])
 
@@ -184,7 +190,7 @@ def _speed(diff: Diff, demands: Demands, limit: int | None) -> Section:
     slow = diff.too_slow(demands)
     judged = f"; judged: more than x {demands.slower:g} slower" if demands.slower is not None else "; not judged"
     order = sorted(diff.speed, key=lambda change: (change not in slow, not change.beyond, -abs(change.ratio - 1)))
-    order = [change for change in order if change.ratio != 1]
+    order = [change for change in order if change.beyond or abs(change.ratio - 1) > _LEAST]
     rows = [_speed_row(change) for change in order[:limit]]
     note = "after over before, medians; less is better" + judged
     header = ("target", "what", "before", "after", "ratio", "noise", "")

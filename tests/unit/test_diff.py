@@ -36,6 +36,7 @@ from harness.record import (
     write_record,
 )
 from harness.report.diff import as_json, as_markdown, print_diff
+from harness.report.diff_sections import reason
 from run_records import MACHINE, NPU, TARGET, case, record, session
 
 
@@ -198,6 +199,8 @@ def test_noise_within_sessions_bounds_errors_by_the_triangle_and_kl_by_its_root(
 
 def test_a_session_that_repeats_itself_to_the_bit_has_no_noise() -> None:
     still = {"sessions": repeated(0.0)}
+    near = record(case(numbers={"kl_mean": 1e-3 * (1 + 1e-12)}), **still)
+    assert only(compare(record(PASSES, **still), near)).same is Sameness.ROUNDING
     found = compare(record(PASSES, **still), record(case(numbers={"kl_mean": 1.001e-3}), **still))
     assert only(found).change is Change.DIFFERENCE
     assert not found.warnings
@@ -391,6 +394,11 @@ def test_the_verdict_comes_first_and_the_first_bad_sublayer_with_the_regression(
     assert text.startswith(f"REGRESSED: 1 case on {TARGET}")
     assert "first bad: model.layers.3.mlp, in decode only, position 7" in text
     assert "it fails" in text
+
+
+def test_the_origin_of_a_limit_is_left_to_the_message() -> None:
+    said = "mean 0.1 logits, is 8.4 x the yardstick; allowed: 3 x (1.7 x worst measured (a:b:c); chaotic) at position 4"
+    assert reason(f"{TARGET}  prompt\n  {said}").endswith("the yardstick; allowed: 3 x at position 4")
 
 
 def test_long_lists_are_cut_with_the_number_left_and_listed_where_asked() -> None:
