@@ -12,6 +12,10 @@ from harness.sessions import TargetSession
 from harness.suspects import Suspicion, weigh
 
 
+# Few positions of a prompt lie past the window, and neighbours err alike.
+_FAR = 2
+
+
 def suspicions(session: TargetSession) -> list[Suspicion]:
     """Every suspect for a started session, those that explain most of its error first.
 
@@ -33,7 +37,7 @@ def suspicions(session: TargetSession) -> list[Suspicion]:
 
 
 def _prompts(session: TargetSession) -> list[PromptCase]:
-    """The session's probes, and the shortest prompt that goes past the sliding window."""
+    """The session's probes, and the two shortest prompts that go past the sliding window with their answers."""
     run, window = session.run, session.run.settings.checkpoint.config.get("sliding_window")
     chosen = choose_probes(run, session.info)
     able = session.info.capabilities if session.info else None
@@ -45,4 +49,4 @@ def _prompts(session: TargetSession) -> list[PromptCase]:
         and len(prompt.case.sequence) > window + 8
         and not (able and able.refuses(len(prompt.case.tokens), len(prompt.case.continuation)))
     ]
-    return [*chosen, *sorted(far, key=lambda prompt: len(prompt.case.sequence))[:1]]
+    return [*chosen, *sorted(far, key=lambda prompt: len(prompt.case.sequence))[:_FAR]]

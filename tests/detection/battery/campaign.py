@@ -14,7 +14,7 @@ from detection.battery import protocol_faults
 from detection.battery.bases import copied, exported, loaded
 from detection.battery.bench import Bench, Station
 from detection.battery.device_faults import device_faults
-from detection.battery.emulated import OTHERS, Device, Fault
+from detection.battery.emulated import FURTHER, OTHERS, Device, Fault
 from detection.battery.graph_faults import graph_edits
 from detection.battery.onnx_files import OnnxFiles
 from detection.battery.openvino_files import OpenVinoFiles
@@ -118,7 +118,7 @@ class Emulated:
     def station(self, name: str) -> Station:
         """The station of a class, and its device without a fault."""
         found = Station(self.bench, self._stored, self.answers(name, Fault()), Precision.INT4)
-        found.noise = max(found.effect(self.honest(name, other)) for other in OTHERS)
+        found.noise = max(found.effect(self.honest(name, other)) for other in (*OTHERS, *FURTHER))
         return found
 
     def honest(self, name: str, variant: Variant) -> Answers:
