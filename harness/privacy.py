@@ -24,13 +24,15 @@ _WORDS = (
 _ORDINARY = frozenset(_WORDS.split())
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY", re.IGNORECASE)
 _LEAST_SECRET = 8
+# Such as `-4 -p 22 -i KEY `, before the machine.
+_SSH_OPTIONS = r"(?:-\w+ (?:[^-\s]\S* )?)*"
 _PATTERNS = (
     (re.compile(r"(?:hf_|ghp_|gho_|ghs_|github_pat_|glpat-|sk-|xox[abp]-)[A-Za-z0-9_-]{16,}"), "<secret>"),
     (re.compile(r"(?i)(\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}"), r"\1<secret>"),
     (re.compile(r"(://)[^/\s:@]+:[^/\s@]+@"), r"\1<secret>@"),
     (re.compile(r"(?i)\b[a-z]:[\\/]+users[\\/]+[^\\/\s'\":;,]+"), "~"),
     (re.compile(r"(?<![\w.])/(?:home|Users)/[^/\s'\":;,)]+"), "~"),
-    (re.compile(r"(ssh=)(?:-\S+ )*[^\s/'\"]+"), r"\1<host>"),
+    (re.compile(rf"(ssh=){_SSH_OPTIONS}[^\s/'\"]+"), r"\1<host>"),
     (re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*"), "<account>"),
 )
 # Fields that name things of the record: a person called as a prompt must not rename it. Folders are hidden there too.
@@ -85,7 +87,7 @@ def of_this_machine(root: Path, hosts: Iterable[str] = ()) -> Privacy:
 
 def machines_named(specs: Iterable[str]) -> list[str]:
     """The accounts or machines in specifications such as `lab1=ssh=user@machine//python=PATH`."""
-    return [found for spec in specs for found in re.findall(r"ssh=(?:-\S+ )*([^\s/'\"]+)", spec)]
+    return [found for spec in specs for found in re.findall(rf"ssh={_SSH_OPTIONS}([^\s/'\"]+)", spec)]
 
 
 def is_secret(variable: str) -> bool:
