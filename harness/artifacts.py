@@ -19,7 +19,8 @@ from harness.cache import cache_root
 from harness.checkpoint import Checkpoint, cached_sha256
 from harness.errors import HarnessError, ResourceError, Stage, StageError, is_full_disk
 
-_MANIFEST = "phi3-conformance.json"
+MANIFEST = "phi3-conformance.json"
+"""The file in an exported artifact that says how it came to be."""
 _LOCK_SECONDS = 7200.0
 
 
@@ -126,7 +127,7 @@ def _export(
         if not out.is_dir() or not any(out.iterdir()):
             raise StageError(Stage.PREPARE, f"the exporter ended without error and wrote nothing: {' '.join(command)}")
         manifest = ArtifactManifest(checkpoint.name, checkpoint_key, recipe, versions, command, *_measure(out))
-        (out / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+        (out / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
         out.rename(folder)
         return manifest
     finally:
@@ -136,7 +137,7 @@ def _export(
 def _read_manifest(folder: Path) -> ArtifactManifest | None:
     """The manifest of a whole artifact; None where there is none, or a power cut left half of one."""
     try:
-        return msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=ArtifactManifest)
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=ArtifactManifest)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
@@ -168,7 +169,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 def _measure(folder: Path) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != _MANIFEST):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{cached_sha256(path)}\n".encode())
         size += path.stat().st_size
     return digest.hexdigest(), size

@@ -23,6 +23,7 @@ from harness.checkpoint import find_checkpoint
 from harness.cli_diff import diff
 from harness.cli_record import record as record_commands
 from harness.cli_report import report
+from harness.cli_signoff import signoff
 from harness.cli_waivers import waivers
 from harness.devices import find_interpreter, parse_interpreters
 from harness.errors import HarnessError, UsageError
@@ -87,6 +88,7 @@ def main() -> None:
 
 
 main.add_command(diff)
+main.add_command(signoff)
 main.add_command(record_commands)
 main.add_command(report)
 main.add_command(waivers)

@@ -8,6 +8,7 @@
     |-- PolicyError             policy.toml or waivers.toml breaks its schema, or lacks a limit
     |-- GoldenError             a golden is missing, stale, tampered with, truncated or foreign
     |-- RecordError             a run record cannot be written or read
+    |-- PackageError            a sign-off's package cannot be written or read, or is not whole
     |-- ResourceError           too little memory or disk for what was asked
     |-- NotRun                  a case was not run, since its target was given up after repeated crashes
     |-- Unsupported             a case asks for more than the session was made for
@@ -82,6 +83,10 @@ class GoldenError(HarnessError):
 
 class RecordError(HarnessError):
     """A run record cannot be written or read."""
+
+
+class PackageError(HarnessError):
+    """The package of a sign-off cannot be written or read, or its files are not those that its manifest lists."""
 
 
 class ResourceError(HarnessError):

@@ -95,6 +95,22 @@ class BusyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engines_max: Limit
 
 
+class SignoffLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a quantised build must keep to, to be shipped; intervals are of 95 %.
+
+    `kl_mean`: the upper end of the interval of mean KL, nat. `perplexity_change`: the upper end of that of the relative
+    change of the perplexity, 0.05 for 5 %. `top1_min`: the lower end of that of top-1 agreement, a share.
+    `greedy_match_min`: the share of the answered prompts that are answered as the golden answers them. `must_match`:
+    the prompts among them whose answer must be the golden's; one without an answer fails.
+    """
+
+    kl_mean: Limit
+    perplexity_change: Limit
+    top1_min: Limit
+    greedy_match_min: Limit
+    must_match: tuple[str, ...] = ()
+
+
 class ComparisonLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a second run is held to by `phi3-conformance diff`, beyond the outcomes of its cases; nothing by default.
 
@@ -113,6 +129,13 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: dict[Precision, ClassLimits]
     implementation: dict[str, ImplementationLimits] = {}
     comparison: ComparisonLimits = ComparisonLimits()
+    signoff: SignoffLimits | None = None
+
+    def limits_of_signoff(self) -> SignoffLimits:
+        """The limits of a sign-off. Raises PolicyError if there are none."""
+        if self.signoff is None:
+            raise PolicyError("the policy has no limits for a sign-off", "add a table [signoff]: see docs/sign-off.md")
+        return self.signoff
 
     def implementation_of(self, compute_class: str) -> ImplementationLimits:
         """The limits on the implementation error of a class such as `fp32+a8`. Raises PolicyError if there are none."""
@@ -155,6 +178,9 @@ def _limits(policy: Policy) -> Iterator[tuple[str, Limit]]:
     for name, ratios in policy.implementation.items():
         for key, limit in msgspec.structs.asdict(ratios).items():
             yield f"implementation.{name}.{key}", limit
+    if policy.signoff is not None:
+        for key in ("kl_mean", "perplexity_change", "top1_min", "greedy_match_min"):
+            yield f"signoff.{key}", getattr(policy.signoff, key)
     if policy.comparison.slower_max is not None:
         yield "comparison.slower_max", policy.comparison.slower_max
     for precision, found in policy.limits.items():

@@ -42,9 +42,12 @@ def prepare(run: Run, target: Target, worker: Worker) -> tuple[Artifact, str]:
 
 
 def _recipe(run: Run, target: Target) -> Recipe | None:
-    named = [name for pattern, name in run.settings.recipes if matches(target, pattern)]
+    named = [recipe for pattern, recipe in run.settings.recipes if matches(target, pattern)]
+    chosen = named[-1] if named else None
+    if isinstance(chosen, Recipe):
+        return chosen
     try:
-        return run.backends[target.backend].recipe(target, named[-1] if named else None)
+        return run.backends[target.backend].recipe(target, chosen)
     except UsageError as error:
         raise StageError(Stage.PREPARE, error.problem, error.remedy) from None
 

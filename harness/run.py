@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.backend import Backend, DeviceReport
+from harness.backend import Backend, DeviceReport, Recipe
 from harness.checkpoint import Checkpoint, Fingerprint
 from harness.connection import Host
 from harness.crew import Crew
@@ -26,7 +26,10 @@ DEVICE_WAIT = 1800.0
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What the user asked for. `artifacts`, `recipes` and `load_options` begin with a target or glob."""
+    """What the user asked for. `artifacts`, `recipes` and `load_options` begin with a target or glob.
+
+    A recipe is one of the backend's by its name, or one of the user's own.
+    """
 
     checkpoint: Checkpoint
     fingerprint: Fingerprint
@@ -34,7 +37,7 @@ class Settings(msgspec.Struct, frozen=True):
     golden_roots: tuple[Path, ...]
     policy: Policy
     artifacts: tuple[tuple[str, Path], ...] = ()
-    recipes: tuple[tuple[str, str], ...] = ()
+    recipes: tuple[tuple[str, str | Recipe], ...] = ()
     load_options: tuple[tuple[str, str, str], ...] = ()
     interpreters: dict[str, PurePath] = {}
     hosts: dict[str, Host] = {}

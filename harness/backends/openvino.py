@@ -60,6 +60,19 @@ RECIPES = (
         ("--weight-format", "int4", "--group-size", "128", "--ratio", "1.0"),
         _EXPORTER,
     ),
+    Recipe(
+        "int4-sym-g32-r1.0",
+        Precision.INT4,
+        ("--weight-format", "int4", "--sym", "--group-size", "32", "--ratio", "1.0"),
+        _EXPORTER,
+    ),
+    Recipe("int4-sym-g128-r1.0-awq", Precision.INT4, (*_GROUP_128, "--ratio", "1.0", "--awq"), _EXPORTER),
+    Recipe(
+        "int4-sym-g128-r1.0-awq-se",
+        Precision.INT4,
+        (*_GROUP_128, "--ratio", "1.0", "--awq", "--scale-estimation", "--dataset", "auto", "--num-samples", "32"),
+        _EXPORTER,
+    ),
 )
 _NPU_DEFAULTS = {Precision.INT4: "int4-sym-g128-r1.0"}
 
