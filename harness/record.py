@@ -187,10 +187,11 @@ class CaseRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CheckpointRecord(msgspec.Struct, frozen=True):
-    """The checkpoint's name and hashes."""
+    """The checkpoint's name and hashes; `window` in tokens, after which attention is another: see `Checkpoint.window`."""
 
     name: str
     fingerprint: Fingerprint
+    window: int | None = None
 
 
 class WaiverRecord(msgspec.Struct, frozen=True):

@@ -222,7 +222,7 @@ class State:
         """The record without its parts, as of a run that has just begun."""
         checkpoint = None
         if self._checkpoint is not None:
-            checkpoint = CheckpointRecord(self._checkpoint[0].name, self._checkpoint[1])
+            checkpoint = CheckpointRecord(self._checkpoint[0].name, self._checkpoint[1], self._checkpoint[0].window)
         self._machine = self._machine or this_machine()
         return RunRecord(
             schema=SCHEMA,

@@ -162,4 +162,4 @@ def _first_line(case: CaseRecord) -> str:
     lines = [line.strip() for line in case.message.splitlines() if line.strip()]
     if len(lines) > 1 and (lines[0] == case.target or lines[0].startswith(f"{case.target}  ")):
         lines = lines[1:]
-    return lines[0] if lines else "it says nothing of why"
+    return lines[0].removeprefix(f"{case.target}: ") if lines else "it says nothing of why"

@@ -28,7 +28,7 @@ NARROW = 340
 """Widths in CSS pixels."""
 
 _ROLES = (
-    "ink", "muted", "line", "surface", "quantisation", "implementation", "yardstick", "total", "fail",
+    "ink", "muted", "line", "waived", "quantisation", "implementation", "yardstick", "total", "fail",
     "series-1", "series-2", "series-3", "series-4", "series-5",
 )  # fmt: skip
 COLOURS = {role: f"#0a0b{number:02x}" for number, role in enumerate(_ROLES, 1)}
@@ -80,12 +80,12 @@ def plot(name: str, label: str, draw: Draw, heights: tuple[float, float]) -> Plo
     return Plot(label, wide, narrow)
 
 
-def place(figure: Figure, left: float, top: float, width: float, height: float, share: Axes | None = None) -> Axes:
-    """Axes at a place in CSS pixels from the figure's upper left corner; both axes shared with `share`."""
+def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place in CSS pixels from the figure's upper left corner."""
     whole_width, whole_height = (size * 96 for size in figure.get_size_inches())
     bottom = whole_height - top - height
     rectangle = (left / whole_width, bottom / whole_height, width / whole_width, height / whole_height)
-    axes = figure.add_axes(rectangle, sharex=share, sharey=share)
+    axes = figure.add_axes(rectangle)
     axes.tick_params(length=3, pad=3)
     return axes
 
@@ -102,7 +102,9 @@ def logarithmic(axes: Axes, which: str, most: int) -> None:
     scale = axes.get_xscale() if which == "x" else axes.get_yscale()
     axis: Axis = axes.xaxis if which == "x" else axes.yaxis
     if scale == "log":
-        axis.set_major_locator(LogLocator(numticks=most))
+        low, high = sorted(axes.get_xlim() if which == "x" else axes.get_ylim())
+        finer = low > 0 and high / low < 200  # a decade or two alone would have one tick or two
+        axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if finer else (1.0,), numticks=most))
         axis.set_minor_locator(NullLocator())  # a tick costs milliseconds, and nobody looks at these
         axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
 
@@ -128,8 +130,10 @@ def _for_page(text: str, name: str, label: str, *, narrow: bool) -> Markup:
     text = head + text[text.index(">") + 1 :]
     for role, stand_in in COLOURS.items():
         text = text.replace(stand_in, f"var(--{role})")
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+    text = re.sub(r"font-family: [^;\"]*Mono[^;\"]*", "font-family: var(--mono)", text)
+    text = re.sub(r"font-family: (?!var)[^;\"]*; ?", "", text)
+    text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
+    text = re.sub(r'(?<= d)="[^"]*"|(?<= [xy])="[^"]*"', lambda m: re.sub(r"(\.\d)\d+", r"\1", m[0]), text)
     referenced = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in referenced else "", text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)

@@ -7,13 +7,14 @@ import datetime
 from harness.record import PromptRecord, RunRecord
 from harness.report.answers import answers, text_of
 from harness.report.apart import errors_apart, prompt_of
+from harness.report.canvas import Plot
 from harness.report.figures import count
-from harness.report.overview import HARMLESS, Overview, look_over, took
+from harness.report.overview import HARMLESS, Overview, deciding, look_over, tone, took
 from harness.report.page import render
 from harness.report.panels import plot_layers, plot_positions, plot_speed
 from harness.report.particulars import devices, machines, messages, noise, run_facts, session_facts
 from harness.report.plots import plot_errors
-from harness.report.series import by_length, by_position, spread
+from harness.report.series import ByPosition, by_length, by_position, spread
 from harness.report.tokens import token_data, token_targets
 
 PARTS = (
@@ -48,6 +49,7 @@ def to_html(record: RunRecord) -> str:
     paces = by_length(record.sessions)
     prompts = [(prompt, _failing(record, prompt)) for prompt in record.prompts]
     targets = token_targets(record)
+    target = next((row.target for row in view.failed if row.target in targets), "")
     name = record.checkpoint.name if record.checkpoint is not None else "no checkpoint"
     return render(
         "report.html",
@@ -64,10 +66,10 @@ def to_html(record: RunRecord) -> str:
         errors_plot=plot_errors(errors),
         undecomposed=[(s.target, s.undecomposed) for s in record.sessions if s.undecomposed],
         prompts=prompts,
-        open_prompt=next((number for number, (_, failing) in enumerate(prompts) if failing), 0),
+        open_prompt=_open(record, target),
         token_data=token_data(record),
         token_targets=targets,
-        token_target=next((row.target for row in view.failed if row.target in targets), ""),
+        token_target=target,
         token_measure="implementation" if any(one.apart for one in positions) else "kl",
         answers=answers(record),
         layers=[
@@ -78,7 +80,7 @@ def to_html(record: RunRecord) -> str:
         position_plots=[
             plot
             for apart in (True, False)
-            if (plot := plot_positions([one for one in positions if one.apart is apart], _window(record))) is not None
+            if (plot := _positions([one for one in positions if one.apart is apart], record, view)) is not None
         ],
         speed_plots=[p for first in (True, False) if (p := plot_speed(paces, first_token=first)) is not None],
         costs=[s for s in record.sessions if s.timings or s.speed or s.peak_memory_bytes],
@@ -95,6 +97,12 @@ def to_html(record: RunRecord) -> str:
     )
 
 
+def _positions(found: list[ByPosition], record: RunRecord, view: Overview) -> Plot | None:
+    window = record.checkpoint.window if record.checkpoint is not None else None
+    tones = {row.target: tone(deciding([c.outcome for c in row.cases if c.test == "test_logits"])) for row in view.rows}
+    return plot_positions(found, window if window and window > 0 else None, tones)
+
+
 def when(text: str) -> str:
     """A time of a record for reading: `25 November 2026, 13:39 UTC`; as it stands where it is none."""
     try:
@@ -105,8 +113,16 @@ def when(text: str) -> str:
 
 
 def _failing(record: RunRecord, prompt: PromptRecord) -> int:
-    """How many targets fail on a prompt."""
-    return len({c.target for c in record.cases if c.outcome not in HARMLESS and prompt_of(c) == prompt.id})
+    """How many targets fail on a prompt; those that crash or are not attested do so whatever the prompt."""
+    return len({c.target for c in record.cases if c.outcome == "FAIL" and prompt_of(c) == prompt.id})
+
+
+def _open(record: RunRecord, target: str) -> int:
+    """The number of the prompt to show first: one that the target fails on, or the first."""
+    failed = {
+        prompt_of(c) for c in record.cases if c.target == target and c.test == "test_logits" and c.outcome == "FAIL"
+    }
+    return next((number for number, prompt in enumerate(record.prompts) if prompt.id in failed), 0)
 
 
 def _tallies(view: Overview) -> list[tuple[str, str, str]]:
@@ -126,8 +142,3 @@ def _alert(record: RunRecord) -> str:
         return ""
     judged = sum(case.outcome != "UNSUPPORTED" for case in record.cases)
     return f"INCOMPLETE: the run was cut short after {count(judged, 'case')}. What is missing was not judged."
-
-
-def _window(record: RunRecord) -> int | None:
-    window = getattr(record.checkpoint, "window", None)
-    return window if isinstance(window, int) and window > 0 else None

@@ -19,7 +19,7 @@ HARMLESS = ("PASS", "WAIVED", "UNSUPPORTED")
 """Outcomes that do not fail a run."""
 
 _TITLES = {
-    "test_attestation": "ran there",
+    "test_attestation": "attestation",
     "test_weights": "weights",
     "test_logits": "prompts",
     "test_logits_of_suite": "suites",
@@ -242,7 +242,9 @@ def _headline(record: RunRecord, state: str, rows: Sequence[TargetRow]) -> str:
         return f"The run was cut short; {'what it judged passes' if rows else 'nothing had been judged'}"
     if state == "fail":
         return f"No case fails, but the run ended with status {record.exit_status}"
-    return f"All {len(rows)} targets pass" if len(rows) > 1 else "The target passes"
+    passed = f"All {len(rows)} targets pass" if len(rows) > 1 else "The target passes"
+    waived = sum(row.outcome == "WAIVED" for row in rows)
+    return f"{passed}, {waived} of them but for known defects" if waived else passed
 
 
 def _summary(record: RunRecord, rows: Sequence[TargetRow], absent: Sequence[str]) -> str:
@@ -251,8 +253,7 @@ def _summary(record: RunRecord, rows: Sequence[TargetRow], absent: Sequence[str]
     if outcomes["pass"]:
         parts.append(f"{count(outcomes['pass'], 'target')} pass{'es' if outcomes['pass'] == 1 else ''} every case")
     if outcomes["waived"]:
-        verb = "passes" if outcomes["waived"] == 1 else "pass"
-        parts.append(f"{outcomes['waived']} {verb} but for known defects, which are waived")
+        parts.append(f"{outcomes['waived']} fail{'s' if outcomes['waived'] == 1 else ''} only by known, waived defects")
     if absent:
         parts.append(f"{count(len(absent), 'target')} could not run here")
     text = "; ".join(parts)

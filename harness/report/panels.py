@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import msgspec
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,73 +21,99 @@ from harness.report.series import ByPosition, Pace
 # Errors below this are equal in FP32; a log scale that went on down would show nothing else.
 _FLOOR = 1e-9
 _MARKS = ("o", "s", "D", "^", "v")
+_PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int4")
+_WINDOW: dict[str, Any] = {"color": COLOURS["muted"], "linewidth": 0.9, "linestyle": (0, (2, 2))}
+_LINES: dict[str, dict[str, Any]] = {
+    "prefill": {"color": COLOURS["quantisation"], "linewidth": 1.4},
+    "decode": {"color": COLOURS["implementation"], "linewidth": 1.4, "linestyle": (0, (4, 1.2))},
+    "yardstick": {"color": COLOURS["yardstick"], "linewidth": 1, "linestyle": (0, (1, 1.5))},
+    "kl": {"color": COLOURS["quantisation"], "linewidth": 1.4},
+}
 
 
-def plot_positions(found: Sequence[ByPosition], window: int | None) -> Plot | None:
-    """The error by position, a panel to a target with axes in common; the window's end is marked where it is known."""
+class _Frame(msgspec.Struct, frozen=True):
+    """What all panels of a plot have in common: what the axes are called, their limits, the panels' size."""
+
+    x: str
+    y: str
+    across: tuple[float, float]
+    up: tuple[float, float]
+    logarithmic_x: bool = False
+    columns: int = 3
+    height: float = 116
+
+
+class _Panel(msgspec.Struct, frozen=True):
+    """One panel: its title, what draws into it, its tone (fail, waived or none), whether the title is code."""
+
+    title: str
+    draw: Callable[[Axes], None]
+    tone: str = ""
+    code: bool = True
+
+
+def plot_positions(found: Sequence[ByPosition], window: int | None, tones: Mapping[str, str]) -> Plot | None:
+    """The error by position, a panel to a target, marked where its tone is fail or waived; so is the window's end."""
     if not found:
         return None
-    apart = found[0].apart
-    values = [y for one in found for _, errors in one.lines.values() for y in errors if y > 0]
-    last = max((x for one in found for positions, _ in one.lines.values() for x in positions), default=1)
-    names = ("prefill", "decode", "yardstick") if apart else ("kl",)
-    styles: dict[str, dict[str, Any]] = {
-        "yardstick": {"color": COLOURS["yardstick"], "linewidth": 1, "linestyle": (0, (1, 1.5))},
-        "prefill": {"color": COLOURS["quantisation"], "linewidth": 1.4},
-        "decode": {"color": COLOURS["implementation"], "linewidth": 1.4, "linestyle": (0, (4, 1.2))},
-        "kl": {"color": COLOURS["quantisation"], "linewidth": 1.4},
-    }
+    name, what, unit = ("positions", "Implementation error", "logits")
+    if not found[0].apart:
+        name, what, unit = ("positions-kl", "KL", "nat")
+    last = max((x for one in found for positions, _ in one.lines.values() for x in positions), default=1.0)
+    marked = window if window is not None and window < last else None
 
-    def panel(axes: Axes, one: ByPosition) -> None:
-        axes.set(yscale="log", xlim=(0, last + 1))
-        if values:
-            axes.set_ylim(max(_FLOOR, min(values)) / 1.6, max(values) * 1.6)
-        axes.set_title(shorten(one.target, 28), loc="left", fontsize=8.25, family="monospace", pad=4)
-        axes.grid(axis="y")
-        if window is not None and window < last:
-            axes.axvline(window, color=COLOURS["muted"], linewidth=0.9, linestyle=(0, (2, 2)))
-        for name in names:
-            positions, errors = one.lines.get(name, ([], []))
-            axes.plot(positions, errors, marker="." if len(positions) == 1 else "", **styles[name])
+    def draw(one: ByPosition, axes: Axes) -> None:
+        if marked is not None:
+            axes.axvline(marked, **_WINDOW)
+        for line, style in _LINES.items():
+            if line in one.lines:
+                axes.plot(*_with_gaps(*one.lines[line]), **style)
 
-    legend = [Line2D([], [], label="KL" if name == "kl" else name, **styles[name]) for name in names]
-    if window is not None and window < last:
-        style: dict[str, Any] = {"color": COLOURS["muted"], "linewidth": 0.9, "linestyle": (0, (2, 2))}
-        legend.append(Line2D([], [], label=f"window of {window}", **style))
-    unit = "implementation error, logits" if apart else "KL from the golden, nat"
-    label = f"{unit} by position for {len(found)} targets"
-    return _panels("positions" if apart else "positions-kl", label, list(found), panel, legend, ("position", unit))
+    lines = [line for line in _LINES if any(line in one.lines for one in found)]
+    legend = [Line2D([], [], label="KL" if line == "kl" else line, **_LINES[line]) for line in lines]
+    legend += [Line2D([], [], label=f"window of {marked}", **_WINDOW)] if marked is not None else []
+    errors = (y for one in found for _, values in one.lines.values() for y in values)
+    frame = _Frame("position", unit, (0, last + 1), _span(errors))
+    panels = [_Panel(one.target, partial(draw, one), tones.get(one.target, "")) for one in found]
+    return _plot(name, f"{what} by position for {len(found)} targets", frame, panels, legend)
+
+
+def _with_gaps(positions: Sequence[float], errors: Sequence[float]) -> tuple[list[float], list[float]]:
+    """A line with holes where no prompt has positions; a position alone becomes a short dash."""
+    step = min((b - a for a, b in itertools.pairwise(positions)), default=1.0)
+    xs: list[float] = []
+    ys: list[float] = []
+    for at, (x, y) in enumerate(zip(positions, errors, strict=True)):
+        begins = at == 0 or x - positions[at - 1] > 4 * step
+        ends = at + 1 == len(positions) or positions[at + 1] - x > 4 * step
+        if begins and xs:
+            xs.append(math.nan)
+            ys.append(math.nan)
+        around = [x - step / 3, x + step / 3] if begins and ends else [x]
+        xs += around
+        ys += [max(y, _FLOOR)] * len(around)
+    return xs, ys
 
 
 def plot_layers(found: Localisation, name: str) -> Plot:
     """The error of each sublayer on the device's own input, in yardsticks, prefill and decode apart."""
     phases = [phase for phase in ("prefill", "decode") if any(one.phase == phase for one in found.sublayers)]
     first = found.bad[0].place if found.bad else ""
+    ratios = [ratio for one in found.sublayers for ratio in (one.ratio_typical, one.ratio_worst)]
+    low, high = _span([*ratios, found.typical_limit, found.worst_limit])
 
-    def panel(axes: Axes, phase: str) -> None:
+    def draw(phase: str, axes: Axes) -> None:
         ones = [one for one in found.sublayers if one.phase == phase]
-        axes.set_yscale("log")
-        axes.set_title(phase, loc="left", fontsize=9, pad=4)
-        axes.grid(axis="y")
-        for limit, style in ((found.typical_limit, (0, (4, 1.2))), (found.worst_limit, "-")):
-            axes.axhline(limit, color=COLOURS["fail"], linewidth=0.9, linestyle=style)
-        steps = range(len(ones))
-        axes.vlines(
-            list(steps), [_ratio(one.ratio_typical) for one in ones], [_ratio(one.ratio_worst) for one in ones],
-            color=COLOURS["line"], linewidth=1.5,
-        )  # fmt: skip
-        axes.plot(
-            steps, [_ratio(one.ratio_typical) for one in ones], "o", markersize=3.5, color=COLOURS["quantisation"]
-        )
-        axes.plot(
-            steps, [_ratio(one.ratio_worst) for one in ones], "^", markersize=3.5, color=COLOURS["implementation"]
-        )
+        typical, worst = [_drawn(one.ratio_typical) for one in ones], [_drawn(one.ratio_worst) for one in ones]
+        axes.axhline(found.typical_limit, color=COLOURS["fail"], linewidth=0.9, linestyle=(0, (4, 1.2)))
+        axes.axhline(found.worst_limit, color=COLOURS["fail"], linewidth=0.9)
+        axes.vlines(range(len(ones)), typical, worst, color=COLOURS["line"], linewidth=1.5)
+        axes.plot(typical, "o", markersize=3.5, color=COLOURS["quantisation"])
+        axes.plot(worst, "^", markersize=3.5, color=COLOURS["implementation"])
+        bad = [at for at, one in enumerate(ones) if one.place == first and one.first is not None]
+        ring: dict[str, Any] = {"markersize": 12, "markerfacecolor": "none", "color": COLOURS["fail"]}
+        axes.plot(bad, [worst[at] for at in bad], "o", **ring)
         _name_layers(axes, ones)
-        for step, one in enumerate(ones):
-            if one.place == first and one.first is not None:
-                axes.plot(
-                    [step], [_ratio(one.ratio_worst)], "o", markersize=12, markerfacecolor="none", color=COLOURS["fail"]
-                )
 
     def mark(label: str, marker: str, role: str) -> Line2D:
         return Line2D([], [], marker=marker, markersize=4, linestyle="none", color=COLOURS[role], label=label)
@@ -92,15 +121,13 @@ def plot_layers(found: Localisation, name: str) -> Plot:
     legend = [
         mark("median position", "o", "quantisation"),
         mark("worst position", "^", "implementation"),
-        Line2D([], [], color=COLOURS["fail"], linewidth=0.9, linestyle=(0, (4, 1.2)), label="limit, median"),
-        Line2D([], [], color=COLOURS["fail"], linewidth=0.9, label="limit, worst"),
+        Line2D([], [], color=COLOURS["fail"], linewidth=0.9, linestyle=(0, (4, 1.2)), label="limit of the median"),
+        Line2D([], [], color=COLOURS["fail"], linewidth=0.9, label="limit of the worst"),
     ]
-    label = f"Error by sublayer of {found.target}: {found.sentence}"
-    return _panels(name, label, phases, panel, legend, ("layer", "error, yardsticks"), columns=2, height=150)
-
-
-def _ratio(value: float) -> float:
-    return value if math.isfinite(value) and value > 0 else math.nan
+    most = max(sum(one.phase == phase for one in found.sublayers) for phase in phases)
+    frame = _Frame("layer", "yardsticks", (-0.7, most - 0.3), (low, high * 1.6), columns=2, height=150)
+    panels = [_Panel(phase, partial(draw, phase), code=False) for phase in phases]
+    return _plot(name, f"Error by sublayer of {found.target}: {found.sentence}", frame, panels, legend)
 
 
 def _name_layers(axes: Axes, ones: Sequence[Sublayer]) -> None:
@@ -119,76 +146,93 @@ def plot_speed(found: dict[str, list[Pace]], first_token: bool) -> Plot | None:
     """Times by length of prompt, a panel to a device, a line to a precision, whiskers from least to greatest."""
     if not found:
         return None
-    precisions = sorted({pace.precision for paces in found.values() for pace in paces}, key=_coarseness)
+    paces = [pace for ones in found.values() for pace in ones]
     styles: dict[str, dict[str, Any]] = {
-        precision: {"color": SERIES[at % 5], "marker": _MARKS[at % 5], "markersize": 4, "linewidth": 1.2}
-        for at, precision in enumerate(precisions)
+        precision: {"color": SERIES[at], "marker": _MARKS[at], "markersize": 4, "linewidth": 1.2}
+        for at, precision in enumerate(_PRECISIONS)
     }
 
-    def panel(axes: Axes, item: tuple[str, list[Pace]]) -> None:
-        axes.set(xscale="log", yscale="log")
-        axes.set_title(shorten(item[0], 28), loc="left", fontsize=8.25, family="monospace", pad=4)
-        axes.grid(axis="y")
-        for pace in item[1]:
-            times = pace.first_token if first_token else pace.token
-            middle = [time[0] for time in times]
-            axes.vlines(
-                pace.lengths,
-                [t[1] for t in times],
-                [t[2] for t in times],
-                color=styles[pace.precision]["color"],
-                linewidth=1,
-            )
+    def times_of(pace: Pace) -> list[tuple[float, float, float]]:
+        return pace.first_token if first_token else pace.token
+
+    def draw(ones: Sequence[Pace], axes: Axes) -> None:
+        for pace in ones:
+            middle, least, greatest = zip(*times_of(pace), strict=True)
+            axes.vlines(pace.lengths, least, greatest, color=styles[pace.precision]["color"], linewidth=1)
             axes.plot(pace.lengths, middle, **styles[pace.precision])
-        lengths = sorted({length for pace in item[1] for length in pace.lengths})
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.xaxis.set_minor_locator(NullLocator())
 
-    what = "time to the first token" if first_token else "time for each further token"
-    legend = [Line2D([], [], label=precision, **style) for precision, style in styles.items()]
+    lengths = _apart([length for pace in paces for length in pace.lengths])
+    shown = [precision for precision in _PRECISIONS if any(pace.precision == precision for pace in paces)]
+    legend = [Line2D([], [], label=precision, **styles[precision]) for precision in shown]
+    up = _span(time for pace in paces for times in times_of(pace) for time in times)
+    frame = _Frame("tokens of the prompt", "ms", (lengths[0] / 1.4, lengths[-1] * 1.4), up, logarithmic_x=True)
+    panels = [_Panel(device, partial(draw, ones)) for device, ones in found.items()]
+    what = "Time to the first token" if first_token else "Time for each further token"
     name = "speed-first" if first_token else "speed-token"
-    label = f"{what.capitalize()} by length of prompt for {len(found)} devices"
-    return _panels(name, label, list(found.items()), panel, legend, ("prompt, tokens", "ms"))
+    return _plot(name, f"{what} by length of prompt for {len(found)} devices", frame, panels, legend)
 
 
-def _coarseness(precision: str) -> int:
-    known = ("fp32", "bf16", "fp16", "int8", "int4")
-    return known.index(precision) if precision in known else len(known)
+def _apart(lengths: Iterable[int]) -> list[int]:
+    """The lengths that are far enough from each other for their labels, the greatest among them."""
+    ordered = sorted({max(1, length) for length in lengths})
+    kept = [ordered[-1]]
+    for length in reversed(ordered[:-1]):
+        if kept[-1] / length > 1.7:
+            kept.append(length)
+    return kept[::-1]
 
 
-def _panels(
-    name: str, label: str, items: list[Any], panel: Any, legend: list[Line2D], axes_labels: tuple[str, str],
-    columns: int = 3, height: float = 116,
-) -> Plot:  # fmt: skip
-    """Small panels with both axes in common, some to a row where there is room, one below the other where not."""
-    across = (min(columns, len(items)), 1)
-    tops = (34, 34 if len(legend) < 4 else 54)
-    pitch = height + 58
-    heights = [top + math.ceil(len(items) / n) * pitch + 6 for top, n in zip(tops, across, strict=True)]
+def _drawn(value: float) -> float:
+    return value if math.isfinite(value) and value > 0 else math.nan
+
+
+def _span(values: Iterable[float]) -> tuple[float, float]:
+    """Limits of a log scale around what can be shown on one, with some room."""
+    shown = [max(value, _FLOOR) for value in values if math.isfinite(value) and value > 0]
+    return (min(shown) / 1.6, max(shown) * 1.6) if shown else (0.1, 10.0)
+
+
+def _plot(name: str, label: str, frame: _Frame, panels: Sequence[_Panel], legend: list[Line2D]) -> Plot:
+    """Some panels to a row where there is room, one below the other where not."""
+    across = (min(frame.columns, len(panels)), 1)
+    in_legend = (5, 2)
+    tops = [18 * math.ceil(len(legend) / n) + 12 for n in in_legend]
+    pitch = frame.height + 58
+    heights = [top + math.ceil(len(panels) / n) * pitch for top, n in zip(tops, across, strict=True)]
 
     def draw(figure: Figure, narrow: bool) -> None:
-        n, left, gap = across[narrow], 52, 22
-        whole = NARROW if narrow else WIDE
-        width = min((whole - left - 8 - gap * (n - 1)) / n, 520)
-        shared: Axes | None = None
-        for at, item in enumerate(items):
+        n, left, gap = across[narrow], 58, 20
+        room = (NARROW if narrow else WIDE) - left - 8
+        width = min((room - gap * (n - 1)) / n, 520)
+        for at, panel in enumerate(panels):
             row, column = divmod(at, n)
-            axes = place(figure, left + column * (width + gap), tops[narrow] + 20 + row * pitch, width, height, shared)
-            shared = shared or axes
-            panel(axes, item)
-            logarithmic(axes, "y", 5)
-            if axes.get_xscale() == "linear" and axes.get_xticklabels() and axes_labels[0] == "position":
-                axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.tick_params(labelsize=8)
+            axes = place(figure, left + column * (width + gap), tops[narrow] + 20 + row * pitch, width, frame.height)
+            axes.set(yscale="log", xlim=frame.across, ylim=frame.up, xscale="log" if frame.logarithmic_x else "linear")
+            _fill(axes, panel, frame)
             if column:
                 axes.tick_params(labelleft=False)
             else:
-                axes.set_ylabel(axes_labels[1], fontsize=8)
-            if at + n >= len(items):
-                axes.set_xlabel(axes_labels[0], fontsize=8)
+                axes.set_ylabel(frame.y, fontsize=8.5)
+            if at + n >= len(panels):
+                axes.set_xlabel(frame.x, fontsize=8.5)
         figure.legend(
-            handles=legend, loc="upper left", ncols=3 if narrow and len(legend) != 4 else 2 if narrow else 6,
-            fontsize=8.5, bbox_to_anchor=(0, 1), borderaxespad=0, columnspacing=1.4, handletextpad=0.5,
+            handles=legend, loc="upper left", ncols=in_legend[narrow], fontsize=9, bbox_to_anchor=(0, 1),
+            borderaxespad=0, borderpad=0.1, columnspacing=1.4, handletextpad=0.5,
         )  # fmt: skip
 
     return plot(name, label, draw, (heights[0], heights[1]))
+
+
+def _fill(axes: Axes, panel: _Panel, frame: _Frame) -> None:
+    if not frame.logarithmic_x:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.grid(axis="y")
+    panel.draw(axes)
+    logarithmic(axes, "y", 5)
+    axes.tick_params(labelsize=8.5)
+    sign = {"fail": "✗ ", "waived": "~ "}.get(panel.tone, "")
+    font: dict[str, Any] = {"family": "monospace"} if panel.code else {}
+    colour = COLOURS[panel.tone if sign else "ink"]
+    axes.set_title(f"{sign}{shorten(panel.title, 30)}", loc="left", fontsize=8.75, pad=4, color=colour, **font)

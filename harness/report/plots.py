@@ -24,23 +24,23 @@ def plot_errors(rows: Sequence[ErrorsApart]) -> Plot | None:
     if not shown:
         return None
     pitch = (30, 46)
-    tops = (70, 112)
+    tops = (48, 90)
     heights = tuple(top + len(shown) * step + 46 for top, step in zip(tops, pitch, strict=True))
 
     def draw(figure: Figure, narrow: bool) -> None:
         step, top = pitch[narrow], tops[narrow]
-        left, right = (8, 12) if narrow else (186, 128)
+        left, right = (8, 12) if narrow else (192, 132)
         width = (NARROW if narrow else WIDE) - left - right
         axes = place(figure, left, top, width, len(shown) * step)
         axes.set(xscale="log", ylim=(len(shown) - 0.5, -0.5), yticks=[])
-        logarithmic(axes, "x", 5 if narrow else 9)
         axes.grid(axis="x")
         axes.set_axisbelow(True)
-        axes.set_xlabel("centred RMS error, logits (log scale)", fontsize=8.5)
+        axes.set_xlabel("centred RMS error, logits (log scale)", fontsize=9)
         for line, row in enumerate(shown):
             _draw_row(axes, line, row, narrow)
+        logarithmic(axes, "x", 5 if narrow else 9)
         figure.legend(
-            handles=_legend_of_errors(), loc="upper left", ncols=2 if narrow else 4, fontsize=8.5,
+            handles=_legend_of_errors(), loc="upper left", ncols=2 if narrow else 4, fontsize=9,
             bbox_to_anchor=(0, 1), borderaxespad=0, handletextpad=0.4, columnspacing=1.4,
         )  # fmt: skip
 
@@ -66,24 +66,23 @@ def _draw_row(axes: Axes, line: int, row: ErrorsApart, narrow: bool) -> None:
         )
     _judged(axes, row.implementation, middle + 0.16, COLOURS["implementation"], "D")
     transform = axes.get_yaxis_transform()
-    name: dict[str, Any] = {"family": "monospace", "fontsize": 8.25}
+    name: dict[str, Any] = {"family": "monospace", "fontsize": 9}
     if narrow:
         axes.text(0, line - 0.27, shorten(row.target, 30), transform=transform, va="center", **name)
     else:
         axes.text(-0.015, line, shorten(row.target, 26), transform=transform, ha="right", va="center", **name)
     text, colour = _how_far(row)
     x, y = (1, line - 0.27) if narrow else (1.015, line)
-    axes.text(
-        x, y, text, transform=transform, ha="right" if narrow else "left", va="center", color=colour, fontsize=8.25
-    )
+    axes.text(x, y, text, transform=transform, ha="right" if narrow else "left", va="center", color=colour, fontsize=9)
 
 
 def _how_far(row: ErrorsApart) -> tuple[str, str]:
     if row.implementation is None:
         return "total error only", COLOURS["muted"]
-    beyond = row.implementation.exceeded
     text = f"{ratio(row.times)} of {ratio(row.allowed)}" if math.isfinite(row.allowed) else ratio(row.times)
-    return f"{text} ▲" if beyond else text, COLOURS["fail" if beyond else "muted"]
+    if not row.implementation.exceeded:
+        return text, COLOURS["muted"]
+    return (f"~ {text}", COLOURS["waived"]) if row.implementation.waived else (f"✗ {text}", COLOURS["fail"])
 
 
 def _judged(axes: Axes, found: Judged | None, line: float, colour: str, marker: str) -> None:
@@ -96,7 +95,7 @@ def _judged(axes: Axes, found: Judged | None, line: float, colour: str, marker: 
     if found.exceeded:
         _point(
             axes, found.worst, line, marker="o", markersize=11, markerfacecolor="none",
-            color=COLOURS["fail"], markeredgewidth=1.5,
+            color=COLOURS["waived" if found.waived else "fail"], markeredgewidth=1.5,
         )  # fmt: skip
 
 

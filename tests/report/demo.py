@@ -144,7 +144,7 @@ def demo_record(
         "exit_status": int(failed),
         "command": ["pytest", "-c", "./pyproject.toml", "--record=./records/demo.json"],
         "machine": _MACHINE,
-        "checkpoint": CheckpointRecord("phi-3-demo", Fingerprint("a1" * 32, "b2" * 32, "c3" * 32)),
+        "checkpoint": CheckpointRecord("phi-3-demo", Fingerprint("a1" * 32, "b2" * 32, "c3" * 32), WINDOW),
         "suites": {"core": "0e85a3f1" * 8, "long": "633488b3" * 8},
         "policy_sha256": "5f" * 32,
         "waivers_sha256": "6a" * 32,

@@ -90,7 +90,7 @@
 
   function draw() {
     const { steps, of } = measures[measure()];
-    const words = steps.map((step, at) => (of === "of the limit" && step === 1 ? "beyond the limit" : at === 3 && of === "of the limit" ? "10 × beyond" : `from ${step} ${of}`));
+    const words = of === "of the limit" ? ["from ¼ of the limit", "from ½", "beyond it", "10 × and more"] : steps.map((step) => `from ${spell(step)} ${of}`);
     legend.replaceChildren(
       ...words.map((text, at) => {
         const item = make("li");
