@@ -28,6 +28,7 @@ def session_record(session: TargetSession) -> SessionRecord | None:
         first_bad=session.first_bad or "",
         localisation=session.localisation,
         timings=session.timings,
+        speed=session.speed,
         peak_memory_bytes=session.peak_memory,
         repeats=session.repeats,
     )

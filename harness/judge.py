@@ -24,6 +24,7 @@ from harness.policy import ClassLimits, Policy
 from harness.record import Detail
 from harness.run import PromptCase
 from harness.sessions import TargetSession
+from harness.speed import Timing, judge_speed
 from harness.suspects import Suspicion, judge_suspects
 from harness.tracing import first_bad
 from harness.yardstick import Decomposed, judge_implementation, judge_regret
@@ -83,6 +84,10 @@ class Judge:
         numbers = {"tensors": float(len(report.tensors)), "findings": float(report.count)}
         outcome, message = (Outcome.PASS, "") if report.clean else (Outcome.FAIL, "\n".join(lines))
         self._keep(Verdict(outcome, numbers, {"findings": 0.0}, message), None)
+
+    def speed(self, found: Timing) -> None:
+        """No latency is above a limit of the policy, which by default has none."""
+        self._conclude(judge_speed(found, self.policy.speed_of(self.session.target)))
 
     def suspects(self, found: Sequence[Suspicion]) -> None:
         """No known fault of kernels is a part of the implementation error."""

@@ -6,11 +6,12 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from harness.errors import PolicyError
-from harness.target import DeviceKind, EvidenceLevel, Precision
+from harness.target import DeviceKind, EvidenceLevel, Precision, Target, matches
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -120,6 +121,18 @@ class ComparisonLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slower_max: Limit | None = None
 
 
+class SpeedLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Upper bounds on the medians of targets that match a glob, in ms, with a prompt of so many tokens; none by default.
+
+    Each target is timed at the lengths of its limits, too.
+    """
+
+    targets: str
+    prompt_tokens: Annotated[int, msgspec.Meta(ge=1)]
+    first_token_ms: Limit | None = None
+    token_ms: Limit | None = None
+
+
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """policy.toml: which evidence suffices for which kind of device, and the limits by compute class."""
 
@@ -129,6 +142,11 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: dict[Precision, ClassLimits]
     implementation: dict[str, ImplementationLimits] = {}
     comparison: ComparisonLimits = ComparisonLimits()
+    speed: tuple[SpeedLimits, ...] = ()
+
+    def speed_of(self, target: Target) -> list[SpeedLimits]:
+        """The limits on the speed of a target."""
+        return [limits for limits in self.speed if matches(target, limits.targets)]
     signoff: SignoffLimits | None = None
 
     def limits_of_signoff(self) -> SignoffLimits:
@@ -183,6 +201,10 @@ def _limits(policy: Policy) -> Iterator[tuple[str, Limit]]:
             yield f"signoff.{key}", getattr(policy.signoff, key)
     if policy.comparison.slower_max is not None:
         yield "comparison.slower_max", policy.comparison.slower_max
+    for limits in policy.speed:
+        for key in ("first_token_ms", "token_ms"):
+            if (bound := getattr(limits, key)) is not None:
+                yield f"speed of {limits.targets} at {limits.prompt_tokens} tokens, {key}", bound
     for precision, found in policy.limits.items():
         for group in ("logits", "greedy", "suite"):
             for key, limit in msgspec.structs.asdict(getattr(found, group)).items():

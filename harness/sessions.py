@@ -35,9 +35,10 @@ from harness.localise import Localisation
 from harness.policy import compute_class
 from harness.preparation import prepare
 from harness.probes import Repeats, choose_probes
-from harness.record import Repeat, Timings
+from harness.record import Repeat, Speed, Timings
 from harness.run import PromptCase, Run
 from harness.states import States
+from harness.stopwatch import Times
 from harness.target import Evidence, Precision, Target, matches
 from harness.weights import ReadsWeights
 from harness.worker import Worker
@@ -81,6 +82,7 @@ class TargetSession:
         """Where it breaks, on the first prompt that failed by its implementation error; None before one has."""
         self.localisation: Localisation | None = None
         """The errors by sublayer behind `first_bad`, where it could be found."""
+        self.speed: tuple[Speed, ...] = ()
         self.undecomposed = ""
         """Why the total error is not taken apart; empty where it is, or was not yet asked for."""
 
@@ -254,6 +256,10 @@ class TargetSession:
     def generate(self, prompt: PromptCase) -> list[int]:
         """Greedy tokens by the runtime's own loop, the end token included."""
         return self._remember("generate", prompt, lambda: self._generate(prompt))
+
+    def time(self, prompt: list[int], new_tokens: int, seconds: float) -> Times:
+        """How long a prompt and each further token take; see `harness.stopwatch`."""
+        return msgspec.convert(self._call("time", prompt=prompt, new_tokens=new_tokens, seconds=seconds), Times)
 
     def evidence(self) -> Evidence:
         """Where the session's calls were computed; a counter says nothing before anything was, so two tokens are."""

@@ -41,6 +41,7 @@ from harness.orphans import PARENT, die_with, lead_group
 from harness.outpost import Outpost
 from harness.products import GivesProducts
 from harness.states import GivesStates
+from harness.stopwatch import time_session
 from harness.target import DeviceKind, Target
 from harness.weights import ReadsWeights
 from harness.wire import pack, unpack
@@ -276,6 +277,11 @@ class Host:
         """Greedy decoding by the runtime's own loop."""
         with self._watched().work():
             return [int(t) for t in self._loaded().generate(_tokens(prompt), max_new_tokens, end_tokens)]
+
+    def do_time(self, prompt: list[int], new_tokens: int, seconds: float) -> Any:
+        """How long a prompt and each further token take; see `harness.stopwatch`."""
+        with self._watched().work():
+            return time_session(self._loaded(), _tokens(prompt), new_tokens, seconds)
 
     def do_evidence(self) -> Any:
         """Where the session's calls were computed: see `harness.witness`."""
