@@ -20,7 +20,6 @@ from harness.backend import Capabilities, SessionInfo
 from harness.compare import Rows, Verdict, compare_logits
 from harness.decompose import ArtifactReferences, Inference, Undecomposed
 from harness.details import Answer, answer
-from harness.device_lock import Holder
 from harness.errors import (
     NotRun,
     Stage,
@@ -31,6 +30,7 @@ from harness.errors import (
 )
 from harness.exact_weights import open_references, weights_folder
 from harness.findings import AuditReport
+from harness.loading import check_session, claim_device, load_session
 from harness.localise import Localisation
 from harness.policy import compute_class
 from harness.preparation import prepare
@@ -46,8 +46,6 @@ from harness.yardstick import Decomposed
 
 # A target whose worker has died this often is given up.
 MAX_DEATHS = 3
-
-_CLAIM_SECONDS = 0.5
 
 T = TypeVar("T")
 
@@ -116,34 +114,17 @@ class TargetSession:
             raise
 
     def _load(self, worker: Worker) -> None:
+        settings = self.run.settings
         if self.artifact is None:
             self.artifact, self._location = prepare(self.run, self.target, worker)
-        self._claim(worker)
+        self._refused = claim_device(worker, self.target, settings.device_wait, self.run.announce)
+        if self._refused is not None:
+            raise self._refused
         began = time.monotonic()
-        info = worker.call(
-            Stage.LOAD,
-            "load",
-            artifact=self._location,
-            target=str(self.target),
-            options=self.load_options,
-            trust_remote_code=self.run.settings.trust_remote_code,
-        )
-        self.info = msgspec.convert(info, SessionInfo)
+        self.info = load_session(worker, self.target, self._location, self.load_options, settings)
         if self.timings is None:
             self.timings = Timings(self.artifact.export_seconds, time.monotonic() - began)
-        if self.info.arithmetic in (Precision.INT8, Precision.INT4):
-            raise StageError(
-                Stage.LOAD,
-                f"{self.target} says that it computes in {self.info.arithmetic.value}: arithmetic is a float precision",
-                "mend the adapter: integer products with float scales are the arithmetic of those scales",
-            )
-        expected = self.run.settings.checkpoint.vocabulary
-        if self.info.vocabulary != expected:
-            raise StageError(
-                Stage.LOAD,
-                f"the artifact has a vocabulary of {self.info.vocabulary}, the checkpoint one of {expected}",
-                "give the checkpoint that the artifact was made from: --checkpoint",
-            )
+        check_session(self.info, self.target, settings.checkpoint.vocabulary)
 
     @property
     def load_options(self) -> dict[str, str]:
@@ -305,26 +286,6 @@ class TargetSession:
         whole = self.info is None or self.info.capabilities.whole_prompt_logits
         found = compare_logits(prompt.logits(), logits, len(case.tokens), whole_prompt=whole)
         return None if isinstance(found, Verdict) else (case.sequence, len(case.tokens), logits)
-
-    def _claim(self, worker: Worker) -> None:
-        """Wait until no other process uses the target's device; a CPU is shared."""
-        end, told = time.monotonic() + self.run.settings.device_wait, False
-        while True:
-            holder = worker.call(Stage.LOAD, "claim", target=str(self.target))
-            if holder is None:
-                return
-            found = msgspec.convert(holder, Holder)
-            if time.monotonic() >= end:
-                self._refused = StageError(
-                    Stage.LOAD,
-                    f"the device of {self.target} is in use by {found}",
-                    "let that end, or wait longer with --device-wait SECONDS",
-                )
-                raise self._refused
-            if not told:
-                self.run.announce(f"{self.target} waits for its device: {found}")
-                told = True
-            time.sleep(_CLAIM_SECONDS)
 
     def _generate(self, prompt: PromptCase) -> list[int]:
         case = prompt.case

@@ -31,7 +31,7 @@ LAYERS = (
     ("record", "crew", "options", "audit"),
     ("recording", "record_schema", "diff", "waiver_check"),
     ("run", "report"),
-    ("preparation", "details", "exact_weights"),
+    ("preparation", "loading", "details", "exact_weights"),
     ("probes",),
     ("sessions", "machines"),
     ("tracing", "lineup", "speed"),
