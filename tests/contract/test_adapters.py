@@ -209,6 +209,23 @@ def test_logits_have_a_row_for_every_token_or_for_the_last_of_the_prompt_as_decl
     assert np.isfinite(logits).all()
 
 
+def test_single_products_are_those_of_a_permitted_arithmetic_where_they_are_given(
+    adapter: Adapter, checkpoint: Checkpoint
+) -> None:
+    permitted = adapter.info.permitted
+    products = adapter.call("products")
+    if not products:
+        assert adapter.target.backend != "openvino" or adapter.target.base_device != "cpu"
+        return
+    opening = {"backend": adapter.target.backend, "artifact": str(adapter.artifact), "config": checkpoint.config}
+    assert adapter.worker.call(Stage.LOAD, "open_reference", **opening) == ""
+    found = adapter.call("product_distances", products=products, permitted=list(permitted))
+    assert set(found) == {str(arithmetic) for arithmetic in permitted}
+    assert min(found.values()) < 3e-3  # BF16 rounds results to 1 part in 256; any other arithmetic is twice as far off
+    if adapter.target.precision is Precision.INT4:
+        assert max(found.values()) > 2 * min(found.values())
+
+
 def test_a_session_forgets_between_prompts(adapter: Adapter) -> None:
     first = adapter.teacher_force(PROMPT, [11])
     adapter.teacher_force(list(reversed(PROMPT)), [3, 4])
