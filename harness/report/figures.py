@@ -8,11 +8,13 @@ NOT_FINITE = "not finite"
 
 
 def number(value: float, digits: int = 2) -> str:
-    """`0.0123`, `119`, `2.4e-6`: significant digits, an exponent where the point would be far away."""
+    """`0.0123`, `119`, `2.4e-6`: significant digits, the whole part whole, an exponent far from the point."""
     if not math.isfinite(value):
         return NOT_FINITE
     if value == 0:
         return "0"
+    if 1 <= abs(value) < 10**5:
+        digits = max(digits, len(str(int(abs(value)))))
     rounded = float(f"{value:.{digits - 1}e}")
     if 1e-3 <= abs(rounded) < 10**5:
         exponent = math.floor(math.log10(abs(rounded)))
@@ -22,10 +24,10 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def ratio(value: float, digits: int = 2) -> str:
-    """`2.1 ×`: how many times something; a whole number of times where it is large."""
+    """`2.1 ×`: how many times something."""
     if not math.isfinite(value):
         return NOT_FINITE
-    return f"{number(value, max(digits, len(str(int(abs(value)))) if abs(value) < 10**5 else digits))} ×"
+    return f"{number(value, digits)} ×"
 
 
 def share(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -46,6 +47,9 @@ def _table(judged: dict[str, list[CaseRecord]], sessions: dict[str, SessionRecor
         table.add_column(outcome, justify="right", no_wrap=True)
     for name in ("mean KL", "worst KL", "quant. KL", "impl.", "top-1", "greedy", "computes in"):
         table.add_column(name, justify="right", no_wrap=True)
+    length = _timed_length(list(sessions.values()))
+    for name in ("first token", "tokens/s") if length else ():
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("evidence", no_wrap=True)
     for target, cases in judged.items():
         session = sessions.get(target)
@@ -54,6 +58,7 @@ def _table(judged: dict[str, list[CaseRecord]], sessions: dict[str, SessionRecor
             *_outcomes(cases, present),
             *_figures(cases),
             _computes_in(session),
+            *(_speed(session, length) if length else ()),
             session.evidence.level.value if session and session.evidence else "-",
         )
     return table
@@ -95,6 +100,21 @@ def _computes_in(session: SessionRecord | None) -> str:
     return session.info.arithmetic.value if session.info.arithmetic else "not stated"
 
 
+def _timed_length(sessions: Sequence[SessionRecord]) -> int:
+    """The length of prompt at which most sessions were timed, the longest of those; 0 where none was."""
+    counts = Counter(speed.prompt_tokens for session in sessions for speed in session.speed if speed.first_token_ms)
+    return max(counts, key=lambda length: (counts[length], length), default=0)
+
+
+def _speed(session: SessionRecord | None, length: int) -> tuple[str, str]:
+    """Medians at a length: ms to the first token, and tokens a second after it."""
+    for speed in session.speed if session else ():
+        if speed.prompt_tokens == length and speed.first_token_ms and speed.token_ms:
+            first, each = statistics.median(speed.first_token_ms), statistics.median(speed.token_ms)
+            return f"{first:.3g} ms", f"{1000 / each:.3g}" if each > 0 else "-"
+    return "-", "-"
+
+
 def render(table: Table, width: int, encoding: str) -> str:
     """A table as text without trailing spaces, wide enough that no row is cut."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
@@ -113,6 +133,10 @@ def _footnotes(sessions: Sequence[SessionRecord]) -> str:
         "quant. KL: golden against FP32 on the artifact's exact weights. impl.: device against that, in yardsticks, "
         "worst prompt.",
     ]
+    if length := _timed_length(sessions):
+        lines.append(
+            f"first token: after a prompt of {length} tokens; tokens/s: after that. Medians, greedy, a batch of one."
+        )
     inferred = [f"{s.target} with {s.arithmetic}" for s in sessions if s.arithmetic not in ("", "fp32 operators")]
     if inferred:
         lines.append(f"Found to compute: {'; '.join(inferred)}.")

@@ -1,4 +1,4 @@
-"""The page as text: what it shows, what it escapes, how large it grows, and that no part of a record is needed for it."""
+"""The page as text: what it shows and escapes, how large it grows, and that no part of a record is needed for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.backend import SessionInfo
 from harness.record import CaseRecord, RunRecord, WaiverRecord
 from harness.report.html import PARTS, to_html
 from harness.report.tokens import token_data, token_targets
-from harness.target import Unavailable
+from harness.target import Evidence, EvidenceLevel, Unavailable
 from report.demo import STORIES, demo_record
 from report.demo_cases import Story
 
@@ -161,8 +161,9 @@ def _hostile(record: RunRecord) -> RunRecord:
             session, arithmetic=HOSTILE, undecomposed=HOSTILE, first_bad=HOSTILE, distances={HOSTILE: 1.0},
             info=SessionInfo(1, None, {HOSTILE: HOSTILE}, {HOSTILE: HOSTILE}, load_options={HOSTILE: HOSTILE}),
             artifact=msgspec.structs.replace(session.artifact, origin=HOSTILE, recipe=HOSTILE, command=[HOSTILE]),
-            evidence=msgspec.structs.replace(session.evidence, source=HOSTILE, devices=(HOSTILE,), unread=HOSTILE),
-            localisation=session.localisation and msgspec.structs.replace(session.localisation, prompt=HOSTILE, target=HOSTILE),
+            evidence=Evidence(EvidenceLevel.NONE, (), (HOSTILE,), HOSTILE, unread=HOSTILE),
+            localisation=session.localisation
+            and msgspec.structs.replace(session.localisation, prompt=HOSTILE, target=HOSTILE),
         )
         for session in record.sessions
     ]  # fmt: skip
@@ -241,15 +242,15 @@ def test_what_is_not_finite_is_null_in_the_data_and_words_in_the_page(small: Run
 
 PARTIAL: dict[str, Callable[[RunRecord], dict[str, Any]]] = {
     "no details": lambda r: {"cases": [msgspec.structs.replace(case, detail=None) for case in r.cases]},
-    "no prompts": lambda r: {"prompts": [], "words": {}},
-    "no words": lambda r: {"words": {}},
-    "no sessions": lambda r: {"sessions": []},
+    "no prompts": lambda _: {"prompts": [], "words": {}},
+    "no words": lambda _: {"words": {}},
+    "no sessions": lambda _: {"sessions": []},
     "no numbers": lambda r: {
         "cases": [msgspec.structs.replace(c, numbers={}, limits={}, detail=None) for c in r.cases]
     },
-    "no checkpoint": lambda r: {"checkpoint": None, "runtimes": [], "environment": {}, "suites": {}},
-    "no cases": lambda r: {"cases": [], "sessions": [], "waivers": []},
-    "no times": lambda r: {"started": "", "finished": ""},
+    "no checkpoint": lambda _: {"checkpoint": None, "runtimes": [], "environment": {}, "suites": {}},
+    "no cases": lambda _: {"cases": [], "sessions": [], "waivers": []},
+    "no times": lambda _: {"started": "", "finished": ""},
     "skips only": lambda r: {"cases": [c for c in r.cases if c.outcome == "UNSUPPORTED"], "sessions": []},
     "cut short": lambda r: {"cases": r.cases[:20], "complete": False, "exit_status": -1, "finished": r.started},
     "strange outcome": lambda r: {"cases": [msgspec.structs.replace(r.cases[0], outcome="STRANGE", test="test_new")]},
