@@ -122,9 +122,9 @@ class ComparisonLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SpeedLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Upper bounds on the medians of targets that match a glob, in ms, with a prompt of so many tokens; none by default.
+    """Upper bounds on the medians of targets that match a glob, in ms, after a prompt of so many tokens.
 
-    Each target is timed at the lengths of its limits, too.
+    Each target is timed at the lengths of its limits, too. By default there are none.
     """
 
     targets: str
@@ -142,12 +142,12 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: dict[Precision, ClassLimits]
     implementation: dict[str, ImplementationLimits] = {}
     comparison: ComparisonLimits = ComparisonLimits()
+    signoff: SignoffLimits | None = None
     speed: tuple[SpeedLimits, ...] = ()
 
     def speed_of(self, target: Target) -> list[SpeedLimits]:
         """The limits on the speed of a target."""
         return [limits for limits in self.speed if matches(target, limits.targets)]
-    signoff: SignoffLimits | None = None
 
     def limits_of_signoff(self) -> SignoffLimits:
         """The limits of a sign-off. Raises PolicyError if there are none."""
@@ -184,6 +184,12 @@ def read_policy(path: Path) -> Policy:
     for kind in DeviceKind:
         if kind not in policy.attestation:
             raise PolicyError(f"{path} does not say which evidence suffices for a {kind.value}", "add it")
+    for limits in policy.speed:
+        if limits.first_token_ms is None and limits.token_ms is None:
+            raise PolicyError(
+                f"{path}: the speed of {limits.targets} at {limits.prompt_tokens} tokens has no limit",
+                "give it first_token_ms, token_ms or both",
+            )
     for name, limit in _limits(policy):
         if not math.isfinite(limit.limit) or not limit.origin.strip():
             raise PolicyError(f"{path}: {name} is not finite or has no origin", "give each limit both")

@@ -81,6 +81,7 @@ class TargetSession:
         self.localisation: Localisation | None = None
         """The errors by sublayer behind `first_bad`, where it could be found."""
         self.speed: tuple[Speed, ...] = ()
+        """What was measured of it last, shortest prompt first."""
         self.undecomposed = ""
         """Why the total error is not taken apart; empty where it is, or was not yet asked for."""
 
@@ -238,9 +239,9 @@ class TargetSession:
         """Greedy tokens by the runtime's own loop, the end token included."""
         return self._remember("generate", prompt, lambda: self._generate(prompt))
 
-    def time(self, prompt: list[int], new_tokens: int, seconds: float) -> Times:
+    def measure(self, prompt: list[int], new_tokens: int, seconds: float) -> Times:
         """How long a prompt and each further token take; see `harness.stopwatch`."""
-        return msgspec.convert(self._call("time", prompt=prompt, new_tokens=new_tokens, seconds=seconds), Times)
+        return msgspec.convert(self._call("measure", prompt=prompt, new_tokens=new_tokens, seconds=seconds), Times)
 
     def evidence(self) -> Evidence:
         """Where the session's calls were computed; a counter says nothing before anything was, so two tokens are."""

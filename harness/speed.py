@@ -56,7 +56,7 @@ def judge_speed(found: Timing, limits: Sequence[SpeedLimits]) -> Verdict:
 
     The message of a pass names the lengths at which the runtime raised.
     """
-    numbers, bounds = _numbers(found.speeds), {}
+    numbers, bounds = _numbers(found.speeds), dict[str, float]()
     by_length = {speed.prompt_tokens: speed for speed in found.speeds}
     lines = []
     for limited in limits:
@@ -97,7 +97,7 @@ def _choose(session: TargetSession) -> tuple[list[int], dict[int, str]]:
 
 
 def _time(session: TargetSession, length: int, seconds: float) -> Speed:
-    times = session.time(_prompt(session.run, length), NEW_TOKENS, seconds)
+    times = session.measure(_prompt(session.run, length), NEW_TOKENS, seconds)
     return Speed(length, NEW_TOKENS, times.first_token_ms, times.token_ms)
 
 

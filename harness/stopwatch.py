@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -55,11 +54,12 @@ def time_session(
     """
     assert new_tokens > 1
     passes: list[tuple[int, int]] = []
-    began = clock()
+    given = max(1, int(seconds * 1e9))
     try:
         with _no_collection():
-            warm_ups = _warm_up(session, prompt, new_tokens, began + _nanoseconds(seconds / 2), clock)
-            while not _enough(len(passes), (clock() - began) / _nanoseconds(seconds)):
+            warm_ups = _warm_up(session, prompt, new_tokens, given, clock)
+            began = clock()
+            while not _enough(len(passes), (clock() - began) / given):
                 passes.append(_pass(session, prompt, new_tokens, clock))
     finally:
         session.reset()
@@ -71,10 +71,16 @@ def time_session(
     )
 
 
-def _warm_up(session: Session, prompt: NDArray[np.int64], new_tokens: int, deadline: int, clock: Clock) -> int:
-    """Passes until one is hardly faster than the one before; returns how many. The first may compile and allocate."""
-    before = math.inf
-    for count in range(1, _MOST_WARM_UPS + 1):
+def _warm_up(session: Session, prompt: NDArray[np.int64], new_tokens: int, given: int, clock: Clock) -> int:
+    """Passes until one is hardly faster than the one before, for `given` nanoseconds; returns how many.
+
+    The first may compile and allocate: it has time of its own.
+    """
+    before = sum(_pass(session, prompt, new_tokens, clock))
+    if before > _PATIENCE * given:
+        return 1
+    deadline = clock() + given
+    for count in range(2, _MOST_WARM_UPS + 1):
         took = sum(_pass(session, prompt, new_tokens, clock))
         if took > _WARM * before or clock() > deadline:
             return count
@@ -111,7 +117,3 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _nanoseconds(seconds: float) -> int:
-    return max(1, int(seconds * 1e9))

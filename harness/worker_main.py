@@ -278,7 +278,7 @@ class Host:
         with self._watched().work():
             return [int(t) for t in self._loaded().generate(_tokens(prompt), max_new_tokens, end_tokens)]
 
-    def do_time(self, prompt: list[int], new_tokens: int, seconds: float) -> Any:
+    def do_measure(self, prompt: list[int], new_tokens: int, seconds: float) -> Any:
         """How long a prompt and each further token take; see `harness.stopwatch`."""
         with self._watched().work():
             return time_session(self._loaded(), _tokens(prompt), new_tokens, seconds)

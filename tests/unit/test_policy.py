@@ -86,6 +86,26 @@ def test_a_policy_without_a_busy_limit_is_refused_by_its_name(tmp_path: Path, na
         read_policy(path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("prompt_tokens = 64", "prompt_tokens = 0", "prompt_tokens"),
+        ("prompt_tokens = 64", "", "prompt_tokens"),
+        ("token_ms", "tokens_ms", "tokens_ms"),
+        ("limit = 5", "limit = inf", "openvino:.* at 64 tokens, token_ms"),
+        ("token_ms", "# token_ms", "openvino:.* at 64 tokens has no limit"),
+    ],
+)
+def test_a_broken_limit_on_speed_is_refused(tmp_path: Path, old: str, new: str, named: str) -> None:
+    text = '[[speed]]\ntargets = "openvino:*"\nprompt_tokens = 64\ntoken_ms = { limit = 5, origin = "measured" }\n'
+    path = tmp_path / "policy.toml"
+    path.write_text(f"{_POLICY}{text}", encoding="utf-8")
+    assert read_policy(path).speed
+    path.write_text(f"{_POLICY}{text.replace(old, new)}", encoding="utf-8")
+    with pytest.raises(PolicyError, match=named):
+        read_policy(path)
+
+
 def test_a_missing_policy_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match=r"none\.toml") as caught:
         read_policy(tmp_path / "none.toml")

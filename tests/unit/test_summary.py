@@ -5,7 +5,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from harness.record import CaseRecord, RunRecord, SessionRecord
+from harness.record import CaseRecord, RunRecord, SessionRecord, Speed
 from harness.report.terminal import summarise
 from harness.target import Placement, Precision
 
@@ -180,3 +180,22 @@ def test_what_each_execution_provider_ran_is_shown(make_record: MakeRecord, make
     evidence = msgspec.structs.replace(plain.evidence, placements=placed)
     text = summarise(make_record(sessions=[make_session(evidence=evidence)]), 160, "utf-8")
     assert "CPUExecutionProvider ran 10 of 100 nodes, 0 of 40 products and attentions, 25 % of the time" in text
+
+
+def test_speed_is_shown_at_the_longest_length_that_most_sessions_have(
+    make_record: MakeRecord, make_case: MakeCase, make_session: MakeSession
+) -> None:
+    assert "tokens/s" not in summarise(make_record(), 160, "utf-8")
+
+    def timed(target: str, *lengths: int) -> SessionRecord:
+        speeds = tuple(Speed(n, 17, (n + 1.0, n + 9.0, n + 2.0), (4.0, 5.0, 50.0)) for n in lengths)
+        return make_session(target=target, speed=speeds)
+
+    targets = ("openvino:cpu:int4", "openvino:cpu:int8", "pytorch:cpu:fp32", "pytorch:cpu:bf16")
+    sessions = [timed(targets[0], 16, 64, 256), timed(targets[1], 16, 64), timed(targets[2], 16, 64), timed(targets[3])]
+    text = summarise(
+        make_record(sessions=sessions, cases=[make_case(target=target) for target in targets]), 160, "utf-8"
+    )
+    assert _row(text, targets[0]).split()[-4:-1] == ["66", "ms", "200"]
+    assert _row(text, targets[3]).split()[-3:-1] == ["-", "-"]
+    assert "first token: after a prompt of 64 tokens" in text
