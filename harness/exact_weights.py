@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.artifacts import Artifact
+from harness.audit import audit
 from harness.backend import SessionInfo
 from harness.decompose import ArtifactReferences, Undecomposed, reference_key
 from harness.devices import this_machine
-from harness.errors import ResourceError
+from harness.errors import ResourceError, Unsupported
+from harness.findings import AuditReport
 from harness.recording import check_memory
 from harness.run import Run
 from harness.target import Target
@@ -34,6 +36,24 @@ def weights_folder(
     if not artifact.path.is_dir():
         raise Undecomposed(f"the artifact lies on {target.host}")
     return artifact.path
+
+
+def audit_of(
+    run: Run, target: Target, artifact: Artifact, info: SessionInfo | None, call: Callable[..., Any]
+) -> AuditReport:
+    """The audit of a session's weights. Raises Unsupported where they cannot be read without its runtime."""
+    backend = run.backends[target.backend]
+    if not isinstance(backend, ReadsWeights):
+        raise Unsupported(
+            f"the backend {backend.name} does not read the weights of its artifacts",
+            "give it dequantized_weights: see docs/backends.md",
+        )
+    try:
+        folder = weights_folder(run, target, artifact, info, call)
+    except Undecomposed as error:
+        raise Unsupported(f"{target}: {error}") from None
+    checkpoint = run.settings.checkpoint
+    return audit(backend.dequantized_weights(folder, checkpoint.config), checkpoint)
 
 
 def open_references(

@@ -60,6 +60,7 @@ def session(target: Target, request: pytest.FixtureRequest, pytestconfig: pytest
     found = run.find_device(target)
     if isinstance(found, Unavailable):
         pytest.skip(str(found))
+    state.begin(target)
     opened = TargetSession(run, target)
     request.session.stash[SESSION] = opened
     try:

@@ -5,8 +5,8 @@ Loaded with `-p harness.plugin`. It imports no runtime; those live in worker pro
 
 from __future__ import annotations
 
-import contextlib
 import sys
+from collections import Counter
 from collections.abc import Generator
 from datetime import date, datetime, timezone
 from pathlib import Path
@@ -24,6 +24,7 @@ from harness.golden import TREE
 from harness.interruptions import Terminator
 from harness.options import DEFAULT_CHECKPOINT, POLICY, WAIVERS, Options
 from harness.outcomes import conclude
+from harness.progress import announcer, stepper
 from harness.record import write_record
 from harness.report.terminal import summarise
 from harness.run import DEVICE_WAIT
@@ -61,7 +62,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register markers and read the options."""
     try:
         command = ["pytest", *map(str, config.invocation_params.args)]
-        state = State(_options(config), _announcer(config), command)
+        announce = announcer(config)
+        state = State(_options(config), announce, command, stepper(config, announce))
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
     config.stash[STATE] = state
@@ -99,20 +101,6 @@ def _options(config: pytest.Config) -> Options:
         record=get("record") or config.rootpath / "records" / f"run-{now}.json",
         trust_remote_code=get("trust_remote_code"),
     )
-
-
-def _announcer(config: pytest.Config) -> Any:
-    def announce(text: str) -> None:
-        terminal = config.pluginmanager.get_plugin("terminalreporter")
-        capture = config.pluginmanager.get_plugin("capturemanager")
-        with contextlib.nullcontext() if capture is None else capture.global_and_fixture_disabled():
-            if terminal is not None and not hasattr(config, "workerinput"):
-                terminal.ensure_newline()
-                terminal.write_line(text)
-            elif sys.__stderr__ is not None:  # an xdist worker's reporter writes to nobody, its stderr to the terminal
-                print(text, file=sys.__stderr__, flush=True)
-
-    return announce
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -161,6 +149,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from None
     state.matched_waivers |= {w.id for w in waivers if any(w.covers(c.target, c.case) for c in found)}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Count the cases of each target, so that a run can say what is left."""
+    state = session.config.stash[STATE]
+    found = [case for case in map(case_id, session.items) if case is not None]
+    state.due = Counter(case.target for case in found)
 
 
 @pytest.hookimpl(wrapper=True)

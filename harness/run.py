@@ -71,16 +71,28 @@ class PromptCase(msgspec.Struct, frozen=True):
         return self.logits()[start : start + len(self.case.continuation)]
 
 
+def _untold(_: str) -> None:
+    """Nobody looks on."""
+
+
 class Run:
     """Backends, goldens, workers and caches of one process. `close` stops every worker.
 
-    Raises ResourceError when the temporary folder has no room for one of ours.
+    `announce` is told what must be known, `step` what is happening now. Raises ResourceError when the temporary folder
+    has no room for one of ours.
     """
 
-    def __init__(self, settings: Settings, backends: Mapping[str, Backend], announce: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        backends: Mapping[str, Backend],
+        announce: Callable[[str], None],
+        step: Callable[[str], None] = _untold,
+    ) -> None:
         self.settings = settings
         self.backends = backends
         self.announce = announce
+        self.step = step
         self.limits = Limits(settings.timeouts, settings.worker_memory)
         self.crew = Crew(backends, interpreters=settings.interpreters, hosts=settings.hosts, limits=self.limits)
         self._goldens: dict[str, Golden] = {}

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.artifacts import Artifact
-from harness.audit import audit
 from harness.backend import Capabilities, SessionInfo
 from harness.compare import Rows, Verdict, compare_logits
 from harness.decompose import ArtifactReferences, Inference, Undecomposed
@@ -28,7 +27,7 @@ from harness.errors import (
     WorkerDied,
     WorkerTimeout,
 )
-from harness.exact_weights import open_references, weights_folder
+from harness.exact_weights import audit_of, open_references
 from harness.findings import AuditReport
 from harness.loading import check_session, claim_device, load_session
 from harness.localise import Localisation
@@ -40,7 +39,6 @@ from harness.run import PromptCase, Run
 from harness.states import States
 from harness.stopwatch import Times
 from harness.target import Evidence, Precision, Target, matches
-from harness.weights import ReadsWeights
 from harness.worker import Worker
 from harness.yardstick import Decomposed
 
@@ -117,11 +115,13 @@ class TargetSession:
     def _load(self, worker: Worker) -> None:
         settings = self.run.settings
         if self.artifact is None:
+            self.run.step(f"{self.target}: preparing the artifact")
             self.artifact, self._location = prepare(self.run, self.target, worker)
         self._refused = claim_device(worker, self.target, settings.device_wait, self.run.announce)
         if self._refused is not None:
             raise self._refused
         began = time.monotonic()
+        self.run.step(f"{self.target}: loading and compiling")
         self.info = load_session(worker, self.target, self._location, self.load_options, settings)
         if self.timings is None:
             self.timings = Timings(self.artifact.export_seconds, time.monotonic() - began)
@@ -188,6 +188,7 @@ class TargetSession:
     def references(self) -> ArtifactReferences | None:
         """The references on the artifact's exact weights; None where there are none, and `undecomposed` says why."""
         if self._references is None and not self.undecomposed:
+            self.run.step(f"{self.target}: reading the artifact's exact weights")
             try:
                 self._references = self._open_references()
             except Undecomposed as error:
@@ -196,19 +197,8 @@ class TargetSession:
 
     def audit(self) -> AuditReport:
         """The audit of the artifact's weights. Raises Unsupported where they cannot be read without its runtime."""
-        backend = self.run.backends[self.target.backend]
-        if not isinstance(backend, ReadsWeights):
-            raise Unsupported(
-                f"the backend {backend.name} does not read the weights of its artifacts",
-                "give it dequantized_weights: see docs/backends.md",
-            )
-        try:
-            assert self.artifact is not None
-            folder = weights_folder(self.run, self.target, self.artifact, self.info, self._call)
-        except Undecomposed as error:
-            raise Unsupported(f"{self.target}: {error}") from None
-        checkpoint = self.run.settings.checkpoint
-        return audit(backend.dequantized_weights(folder, checkpoint.config), checkpoint)
+        assert self.artifact is not None
+        return audit_of(self.run, self.target, self.artifact, self.info, self._call)
 
     def infer(self) -> Inference | None:
         """The arithmetic in effect, inferred from what the device gives for a few prompts; None without references."""
@@ -216,6 +206,7 @@ class TargetSession:
         if references is None or self.info is None:
             return None
         if self.inference is None:
+            self.run.step(f"{self.target}: finding out how it computes")
             probes = [probe for probe in map(self._probe, choose_probes(self.run, self.info)) if probe is not None]
             if not probes:
                 self.undecomposed = "no prompt of middling length has logits that compare"

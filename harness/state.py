@@ -42,8 +42,17 @@ STATE: pytest.StashKey[State] = pytest.StashKey()
 class State:
     """One process's view of a run. Nothing is read from disk before it is needed."""
 
-    def __init__(self, options: Options, announce: Callable[[str], None], command: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        options: Options,
+        announce: Callable[[str], None],
+        command: Sequence[str] = (),
+        step: Callable[[str], None] | None = None,
+    ) -> None:
         self.options = options
+        self.due: Mapping[Target, int] = {}
+        """How many cases of each target were collected."""
+        self._step = step or (lambda _: None)
         self.privacy = of_this_machine(TREE, machines_named(options.hosts))
         self.ledger = Ledger(self.privacy, announce)
         self.backends: Mapping[str, Backend] = load_backends()
@@ -116,7 +125,7 @@ class State:
     def run(self) -> Run:
         """The workers and goldens of this process; goldens are verified before the first is used."""
         if self._run is None:
-            run = Run(self._settings(), self.backends, self._announce)
+            run = Run(self._settings(), self.backends, self._announce, self._step)
             try:
                 for suite in self.suites():
                     run.golden(suite)
@@ -126,6 +135,13 @@ class State:
             self._run = run
             run.limits.mark(self._marked)
         return self._run
+
+    def begin(self, target: Target) -> None:
+        """Say which target's turn it is, of how many."""
+        order = list(self.due)
+        if target in order:
+            place, total = order.index(target) + 1, sum(self.due.values())
+            self._step(f"{target}: target {place} of {len(order)}, {self.due[target]} of {total} cases")
 
     def mark(self, timeouts: Mapping[Stage, float]) -> None:
         """Let the test that runs now have timeouts of its own, in seconds by stage."""

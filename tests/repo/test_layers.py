@@ -14,7 +14,7 @@ from harness.golden import TREE
 LAYERS = (
     (
         *("errors", "windows_job", "last_words", "connection", "cache", "busy_counter", "dxgi", "codes", "findings"),
-        *("untrusted", "not_finite"),
+        *("untrusted", "not_finite", "progress"),
         *("audit_search", "power"),
     ),
     ("target", "metrics", "orphans", "journal", "privacy", "words"),
