@@ -101,7 +101,7 @@ def golden_of(checkpoint: Checkpoint, suite: PromptSuite, out: Path) -> None:
     cases, logits = [], {}
     for prompt in suite.prompts:
         tokens = [ord(letter) - ord("a") for letter in prompt.text or ""]
-        continuation: list[int] = []
+        continuation = [ord(letter) - ord("a") for letter in prompt.continuation or ""]
         while len(continuation) < prompt.new_tokens and END not in continuation:
             continuation.append(int(phi3_float64.forward(checkpoint, [tokens + continuation])[0][-1].argmax()))
         rows = phi3_float64.forward(checkpoint, [tokens + continuation])[0].astype(np.float32)
@@ -113,9 +113,10 @@ def golden_of(checkpoint: Checkpoint, suite: PromptSuite, out: Path) -> None:
                 id=prompt.id,
                 tokens=tuple(tokens),
                 continuation=tuple(continuation),
-                new_tokens=prompt.new_tokens,
+                new_tokens=prompt.new_tokens or len(continuation),
                 ended=END in continuation,
                 margins=tuple(map(float, margins)),
+                given=prompt.continuation is not None,
             )
         )
     manifest = Manifest(
