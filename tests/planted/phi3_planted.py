@@ -87,7 +87,7 @@ class PlantedSession:
         self._device = "cpu" if fault("silent-fallback") else target.device
         self._tokens: list[int] = []
         self._calls = 0
-        self._prompts = 0
+        self._prompts: set[tuple[int, ...]] = set()
 
     @property
     def info(self) -> SessionInfo:
@@ -101,13 +101,14 @@ class PlantedSession:
 
     def reset(self) -> None:
         self._tokens = []
-        self._prompts += 1
 
     def append(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         self._calls += 1
         _misbehave(self._calls)
+        if not self._tokens:
+            self._prompts.add(tuple(int(token) for token in tokens))
         if not self._tokens or tokens.size == 1:
-            harm("decode" if self._tokens else "prefill", self._prompts)
+            harm("decode" if self._tokens else "prefill", len(self._prompts))
         self._tokens += [int(token) for token in tokens]
         logits = phi3_float64.forward(self._checkpoint, [self._tokens])[0][-tokens.size :]
         return _spoil(logits, len(self._tokens), self._calls).astype(np.float32)
