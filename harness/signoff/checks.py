@@ -56,7 +56,7 @@ def check_candidate(
     if match is not None:
         found.append(_bound("greedy match", match, match, limits.greedy_match_min, "", least=True))
     found += [_answers(record, "test_greedy_form", "greedy form"), _answers(record, "test_greedy_regret", "regret")]
-    return (*found, *_must_match(record, limits.must_match))
+    return (*found, *_speed(record), *_must_match(record, limits.must_match))
 
 
 def _whole(record: RunRecord, asked: Sequence[str], answered: PromptSuite) -> Iterator[Check]:
@@ -174,6 +174,13 @@ def _must_match(record: RunRecord, names: Sequence[str]) -> Iterator[Check]:
         yield Check("must match", Status.FAIL, f"not answered as the golden answers: {', '.join(words)}")
     else:
         yield Check("must match", Status.PASS, f"{len(names)} prompts answered as the golden answers")
+
+
+def _speed(record: RunRecord) -> Iterator[Check]:
+    """Where the policy limits the speed of the target; nothing is said of it elsewhere."""
+    case = _case(record, "test_speed")
+    if case is not None and case.limits:
+        yield _outcome(record, "test_speed", "speed")
 
 
 def _case(record: RunRecord, test: str) -> CaseRecord | None:

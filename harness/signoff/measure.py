@@ -32,6 +32,7 @@ from harness.run import PromptCase, Run, Settings
 from harness.sessions import TargetSession
 from harness.signoff.candidates import Candidate, recipe_of
 from harness.signoff.figures import IMPLEMENTATION, ITEM, item_numbers, scored_kl
+from harness.speed import time_target
 from harness.target import Target, Unavailable
 from harness.waivers import Waiver
 from harness.yardstick import Decomposed, judge_implementation
@@ -109,7 +110,7 @@ class _Measurement:
         self._session: TargetSession | None = None
         self._audit: AuditReport | None = None
         self._apart: list[Decomposed] = []
-        self._header = _header(inputs)
+        self._header = header(inputs)
         self.ledger.begin(out, self._header)
 
     def go(self) -> None:
@@ -130,6 +131,7 @@ class _Measurement:
         for index, prompt in enumerate(sample.answered.prompts):
             self._tell(prompt.id, len(sample.items) + index)
             self._answer(session, judge, self.run.case(sample.answered, prompt.id))
+        self._case("test_speed", "", lambda: _judged(judge, lambda: judge.speed(time_target(session))))
         self._case("test_attestation", "", lambda: _judged(judge, judge.attestation))
         self._keep_session()
 
@@ -274,7 +276,8 @@ def _settings(candidate: Candidate, settings: Settings, backends: Mapping[str, B
     )
 
 
-def _header(inputs: Inputs) -> RunRecord:
+def header(inputs: Inputs) -> RunRecord:
+    """A candidate's record without its parts, as of a measurement that has just begun."""
     settings, sample, privacy = inputs.settings, inputs.sample, of_this_machine(TREE)
     began = _now()
     return RunRecord(

@@ -2,7 +2,7 @@
 
     manifest.json              the SHA-256 and the size of every other file
     signoff.json               the conclusion: see harness.signoff.conclude
-    report.md, report.html     the same for people
+    report.md                  the same for people: every renderer of harness.signoff.report
     candidates.json            what was to be signed off
     policy.toml, waivers.toml  by what it was judged
     suite/NAME.jsonl           the prompts, and goldens/NAME.json, the manifests of their goldens
@@ -31,7 +31,6 @@ from harness.errors import PackageError, ResourceError, is_full_disk
 SCHEMA = 1
 MANIFEST = "manifest.json"
 CONCLUSION = "signoff.json"
-REPORT = "report.md"
 CANDIDATES = "candidates.json"
 POLICY = "policy.toml"
 WAIVERS = "waivers.toml"
@@ -216,12 +215,20 @@ def identity(files: Mapping[str, bytes]) -> str:
     return hashlib.sha256(files[MANIFEST]).hexdigest()
 
 
-def empty_folder(out: Path) -> None:
-    """Make the folder of a new package. Raises PackageError where there is something in it already."""
+def begin_folder(out: Path, candidates: bytes) -> None:
+    """Make the folder of a new package, or go on with one of the same candidates that was not finished.
+
+    Raises PackageError where there is something else in it, or a package that was finished.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        taken = any(out.iterdir())
+        taken = {path.name for path in out.iterdir()}
+        same = CANDIDATES in taken and (out / CANDIDATES).read_bytes() == candidates
     except OSError as error:
         raise PackageError(f"{out} cannot be made: {error}", "give another with --out FOLDER") from None
-    if taken:
-        raise PackageError(f"{out} is not empty", "give another with --out FOLDER, or delete it")
+    remedy = "give another with --out FOLDER, or delete it"
+    if MANIFEST in taken:
+        raise PackageError(f"{out} holds a sign-off already", remedy)
+    if taken and not same:
+        raise PackageError(f"{out} is not empty, and no unfinished sign-off of these candidates", remedy)
+    write_folder(out, {CANDIDATES: candidates})

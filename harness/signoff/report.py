@@ -15,6 +15,7 @@ from harness.signoff.conclude import PASS, Conclusion
 from harness.signoff.suite import MIN_ITEMS, text_of
 
 NONE = "-"
+REPORT = "report.md"
 _LONGEST_TEXT = 300
 
 
@@ -260,3 +261,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 def _cell(text: str) -> str:
     """A text that neither ends its cell nor becomes a tag; emphasis and code of ours stay."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+Renderer = Callable[[Conclusion, Mapping[str, RunRecord], Policy, PromptSuite], str]
+RENDERERS: Mapping[str, Renderer] = {REPORT: as_markdown}
+"""Every report of a package by its file's name. Verifying renders each again, so it must depend on nothing else."""

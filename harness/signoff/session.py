@@ -13,25 +13,26 @@ from harness.checkpoint import find_checkpoint, sha256_text
 from harness.errors import UsageError
 from harness.golden import MANIFEST as GOLDEN_MANIFEST
 from harness.golden import golden_roots, open_golden
+from harness.journal import journal_of
 from harness.policy import read_policy
 from harness.prompts import read_suite
+from harness.record import read_record
 from harness.run import Settings
 from harness.signoff.candidates import Plan, recipe_of
 from harness.signoff.conclude import conclude
-from harness.signoff.measure import Inputs, Measured, Progress, Sample, measure
+from harness.signoff.measure import Inputs, Measured, Progress, Sample, header, measure
 from harness.signoff.package import (
     CANDIDATES,
     CONCLUSION,
     MANIFEST,
     POLICY,
-    REPORT,
     WAIVERS,
-    empty_folder,
+    begin_folder,
     identity,
     seal,
     write_folder,
 )
-from harness.signoff.report import as_markdown
+from harness.signoff.report import RENDERERS, REPORT
 from harness.signoff.suite import check_scored, choose, ensure_golden
 from harness.waivers import read_waivers
 
@@ -63,7 +64,8 @@ class SignedOff(msgspec.Struct, frozen=True):
 
 
 def sign_off(request: Request, out: Path, announce: Callable[[str], None], progress: Progress) -> SignedOff:
-    """Carry out a sign-off and write its package into the folder `out`, which must be empty.
+    """Carry out a sign-off and write its package into the folder `out`, which must be empty, or hold what an earlier
+    one of the same candidates has left that was cut short: what was measured is then not measured again.
 
     Every input is read before anything is measured. Raises HarnessError; what goes wrong with a candidate is in its
     record and fails it.
@@ -73,25 +75,27 @@ def sign_off(request: Request, out: Path, announce: Callable[[str], None], progr
     policy.limits_of_signoff()
     for candidate in request.plan.candidate:
         recipe_of(candidate, backends)
-    empty_folder(out)
+    plan = request.plan.public()
+    begin_folder(out, encode(plan))
     _goldens(request, inputs.settings, announce, progress)
     measured = _measure(request.plan, inputs, backends, out, announce, progress)
     records = {name: found.record for name, found in measured.items()}
-    sample, plan = inputs.sample, request.plan.public()
+    sample = inputs.sample
     found = conclude(plan, records, policy, sample.suite, sample.answered, request.harness)
-    report = as_markdown(found, records, policy, sample.suite)
+    reports = {name: render(found, records, policy, sample.suite) for name, render in RENDERERS.items()}
     files = {
         CONCLUSION: encode(found),
-        REPORT: report.encode(),
+        **{name: text.encode() for name, text in reports.items()},
         CANDIDATES: encode(plan),
         POLICY: request.policy.read_bytes(),
         WAIVERS: request.waivers.read_bytes(),
         **_prompts(inputs),
-        **_parts(out, measured),
     }
+    for name, one in measured.items():
+        files |= _parts(out, name, one)
     files[MANIFEST] = seal(files, request.harness, found.checkpoint, request.created)
     write_folder(out, files)
-    return SignedOff(found.passed, report, len(files), identity(files))
+    return SignedOff(found.passed, reports[REPORT], len(files), identity(files))
 
 
 def encode(value: msgspec.Struct) -> bytes:
@@ -150,7 +154,15 @@ def _measure(
             progress(f"{name}: {what}", done, total)
 
         path = out / "records" / f"{candidate.name}.json"
+        finished = _finished(out, candidate.name, inputs)
+        if finished is not None:
+            measured[candidate.name] = finished
+            announce(
+                f"{number}/{len(plan.candidate)} {candidate.name}: measured before, from {finished.record.finished}"
+            )
+            continue
         found = measured[candidate.name] = measure(candidate, inputs, backends, path, announce, tell)
+        write_folder(out, _parts(out, candidate.name, found))
         bad = [case for case in found.record.cases if case.outcome in ("ERROR", "NOT_RUN")]
         said = f"; {len(bad)} errors, first {bad[0].case}: {bad[0].message.splitlines()[0]}" if bad else ""
         announce(f"{number}/{len(plan.candidate)} {candidate.name}: {time.monotonic() - began:.0f} s{said}")
@@ -168,13 +180,27 @@ def _prompts(inputs: Inputs) -> dict[str, bytes]:
     return files
 
 
-def _parts(out: Path, measured: Mapping[str, Measured]) -> dict[str, bytes]:
-    """Records as they were written, audits, and manifests of artifacts."""
-    files = {}
-    for name, found in measured.items():
-        files[f"records/{name}.json"] = (out / "records" / f"{name}.json").read_bytes()
-        if found.audit is not None:
-            files[f"audits/{name}.json"] = found.audit.encode()
-        if found.manifest is not None:
-            files[f"artifacts/{name}.json"] = found.manifest
+def _finished(out: Path, name: str, inputs: Inputs) -> Measured | None:
+    """What an earlier sign-off into the same folder, which was cut short, has measured of a candidate."""
+    path, audit, manifest = (out / part / f"{name}.json" for part in ("records", "audits", "artifacts"))
+    if not path.is_file() or journal_of(path).exists():
+        return None
+    record, wanted = read_record(path), header(inputs)
+    same = (
+        (record.harness, record.suites, record.checkpoint, record.policy_sha256, record.waivers_sha256)
+        == (wanted.harness, wanted.suites, wanted.checkpoint, wanted.policy_sha256, wanted.waivers_sha256)
+    )  # fmt: skip
+    if not (record.complete and same):
+        return None
+    said = audit.read_text(encoding="utf-8") if audit.is_file() else None
+    return Measured(record, said, manifest.read_bytes() if manifest.is_file() else None)
+
+
+def _parts(out: Path, name: str, found: Measured) -> dict[str, bytes]:
+    """A candidate's record as it was written, the audit, and the manifest of the artifact."""
+    files = {f"records/{name}.json": (out / "records" / f"{name}.json").read_bytes()}
+    if found.audit is not None:
+        files[f"audits/{name}.json"] = found.audit.encode()
+    if found.manifest is not None:
+        files[f"artifacts/{name}.json"] = found.manifest
     return files

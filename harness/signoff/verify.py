@@ -25,13 +25,12 @@ from harness.signoff.package import (
     CANDIDATES,
     CONCLUSION,
     POLICY,
-    REPORT,
     WAIVERS,
     check_closed,
     identity,
     read_files,
 )
-from harness.signoff.report import as_markdown
+from harness.signoff.report import RENDERERS
 from harness.untrusted import printable
 
 # Sums in another order, by another processor, differ in their last bits.
@@ -97,7 +96,7 @@ def _laid_out(files: Mapping[str, bytes]) -> Iterator[Path]:
 
 
 def _open(folder: Path, files: Mapping[str, bytes], harness: str) -> Package:
-    needed = (CONCLUSION, REPORT, CANDIDATES, POLICY, WAIVERS)
+    needed = (CONCLUSION, CANDIDATES, POLICY, WAIVERS)
     missing = [name for name in needed if name not in files]
     if missing:
         raise PackageError(f"{missing[0]} is not part of it", "run the sign-off again")
@@ -215,10 +214,20 @@ def _first(ask: Callable[[Any], str], places: Any) -> str:
 
 
 def _reports(files: Mapping[str, bytes], package: Package) -> tuple[list[str], tuple[str, ...]]:
-    """Whether the report is the one that its contents give; another version may put it in other words."""
+    """Whether the reports are those that the contents give; another version may put them in other words."""
     if package.conclusion.harness != __version__:
-        return [], (
-            f"it was written by version {package.conclusion.harness}: the words of its report were not compared",
-        )
-    text = as_markdown(package.conclusion, package.records, package.policy, package.suite)
-    return ([] if text.encode() == files[REPORT] else ["report.md does not say what the numbers do"]), ()
+        return [], (f"it was written by version {package.conclusion.harness}: its reports were not compared",)
+    found = []
+    for name in sorted({name for name in files if name.startswith("report.")} | RENDERERS.keys()):
+        if name not in files:
+            found.append(f"{name} is missing")
+        elif name not in RENDERERS:
+            found.append(f"{name} is no report of a sign-off")
+        elif rendered(name, package) != files[name]:
+            found.append(f"{name} does not say what the numbers do")
+    return found, ()
+
+
+def rendered(name: str, package: Package) -> bytes:
+    """A report of a package, as its contents give it."""
+    return RENDERERS[name](package.conclusion, package.records, package.policy, package.suite).encode()

@@ -123,7 +123,7 @@ def test_a_sign_off_does_not_overwrite_another(place: Place, signed: Ended) -> N
     assert signed.returncode == 0
     ended = place.run("right")
     assert ended.returncode == 2
-    assert "not empty" in ended.stderr
+    assert "holds a sign-off already" in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from harness.errors import PackageError
 from harness.signoff import package as packages
-from harness.signoff.package import MANIFEST, empty_folder, read_files, seal, write_zip
+from harness.signoff.package import MANIFEST, begin_folder, read_files, seal, write_zip
 from harness.signoff.verify import open_package, verify
 from made_signoff import Signed
 
@@ -323,7 +323,61 @@ def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
 def test_a_sign_off_overwrites_nothing(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(PackageError, match="not empty"):
-        empty_folder(tmp_path)
+        begin_folder(tmp_path, b"{}")
+
+
+def test_a_finished_one_is_not_gone_on_with(make_package: Make) -> None:
+    folder = make_package()
+    with pytest.raises(PackageError, match="already"):
+        begin_folder(folder, (folder / "candidates.json").read_bytes())
+
+
+def test_one_that_was_cut_short_goes_on_where_it_was(
+    signed: Signed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "package"
+    signed.package(out, monkeypatch)
+    for name in ("manifest.json", "records/coarse.json"):
+        (out / name).unlink()
+    signed.cases["fine"] = signed.cases["coarse"] = signed.good(0.015)
+    signed.package(out, monkeypatch)
+    kl = {one.name: one.kl for one in open_package(out).conclusion.candidates}
+    assert kl["fine"] is not None
+    assert kl["coarse"] is not None
+    assert kl["fine"].estimate < 0.002, "measured again"
+    assert kl["coarse"].estimate > 0.01, "not measured again"
+
+
+def test_one_of_other_candidates_is_not_gone_on_with(
+    signed: Signed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "package"
+    signed.package(out, monkeypatch)
+    (out / "manifest.json").unlink()
+    signed.plan = type(signed.plan)(1, signed.plan.candidate, must_pass=("fine",))
+    with pytest.raises(PackageError, match="not empty"):
+        signed.package(out, monkeypatch)
+
+
+def test_what_was_measured_by_another_policy_is_measured_again(
+    signed: Signed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "package"
+    signed.package(out, monkeypatch)
+    (out / "manifest.json").unlink()
+    signed.policy_path.write_text(signed.policy_path.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
+    signed.cases["fine"] = signed.good(0.015)
+    signed.package(out, monkeypatch)
+    fine = open_package(out).conclusion.candidates[0].kl
+    assert fine is not None
+    assert fine.estimate > 0.01
+
+
+def test_an_unknown_report_is_refused(make_package: Make) -> None:
+    folder = make_package()
+    (folder / "report.html").write_text("<h1>Signed off</h1>", encoding="utf-8")
+    reseal(folder)
+    assert problems(folder) == "report.html is no report of a sign-off"
 
 
 def test_where_a_ready_made_folder_lay_is_not_told(signed: Signed, make_package: Make) -> None:
