@@ -39,8 +39,13 @@ _OF_TESTS = {
     "test_greedy_match": "match",
     "test_greedy_regret": "regret",
 }
-# What regret and match say of an answer that is none.
-_NO_ANSWER = "no tokens"
+# How a message begins that names its kind itself; the first is what regret and match say of an answer that is none.
+_SAID = {
+    "no tokens": "form",
+    "implementation error: ": "implementation",
+    "quantisation error: ": "quantisation",
+    "weight audit: ": "weights",
+}
 # A number, the limit that it is held against, the kind of cause, its name and its unit.
 _UPPER = (
     *((f"ratio_{phase}_{of}", f"ratio_{of}", "implementation", f"in {phase}, {of} position", "×")
@@ -99,9 +104,7 @@ def causes(case: CaseRecord) -> list[Cause]:
         return [Cause("error", f"not run: {_first_line(case)}")]
     if case.outcome == "UNATTESTED":
         return [Cause("evidence", _first_line(case))]
-    line = _first_line(case)
-    kind = "form" if line.startswith(_NO_ANSWER) else _OF_TESTS.get(case.test, "other")
-    return _exceeded(case) or [Cause(kind, line)]
+    return _exceeded(case) or [_said(case)]
 
 
 def blame(cases: Iterable[CaseRecord]) -> list[Blame]:
@@ -120,13 +123,22 @@ def blame(cases: Iterable[CaseRecord]) -> list[Blame]:
     return found
 
 
+def _said(case: CaseRecord) -> Cause:
+    """The cause that the message names."""
+    line = _first_line(case)
+    for beginning, kind in _SAID.items():
+        if line.startswith(beginning):
+            return Cause(kind, line.removeprefix(beginning) if beginning.endswith(": ") else line)
+    return Cause(_OF_TESTS.get(case.test, "other"), line)
+
+
 def _exceeded(case: CaseRecord) -> list[Cause]:
     found: list[Cause] = []
     for name, bound, kind, what, unit in _UPPER:
         if name in case.numbers and bound in case.limits and not case.numbers[name] <= case.limits[bound]:
             value, limit = case.numbers[name], case.limits[bound]
             if kind == "weights":
-                text = f"{count(int(value), 'finding')}: {_first_line(case)}" if math.isfinite(value) else what
+                text = f"{count(int(value), 'finding')}: {_said(case).text}" if math.isfinite(value) else what
                 found.append(Cause(kind, text))
                 continue
             if math.isfinite(value):

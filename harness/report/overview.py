@@ -23,6 +23,7 @@ _TITLES = {
     "test_weights": "weights",
     "test_logits": "prompts",
     "test_logits_of_suite": "suites",
+    "test_known_faults": "known faults",
     "test_greedy_form": "form",
     "test_greedy_match": "match",
     "test_greedy_regret": "regret",
@@ -218,7 +219,9 @@ def _columns(cases: Sequence[CaseRecord]) -> tuple[Column, ...]:
     tests = known + [test for test in suites if test not in _TITLES]
     order = list(dict.fromkeys(suites[test] for test in tests))
     tests.sort(key=lambda test: order.index(suites[test]))
-    return tuple(Column(test, _TITLES.get(test, test.removeprefix("test_")), suites[test]) for test in tests)
+    return tuple(
+        Column(test, _TITLES.get(test, test.removeprefix("test_").replace("_", " ")), suites[test]) for test in tests
+    )
 
 
 def _state(record: RunRecord, counts: dict[str, int]) -> str:

@@ -20,6 +20,8 @@ from harness.report.series import ByPosition, Pace
 
 # Errors below this are equal in FP32; a log scale that went on down would show nothing else.
 _FLOOR = 1e-9
+# Sublayers below this many yardsticks are drawn there: how far below says nothing.
+_DULL = 0.1
 _MARKS = ("o", "s", "D", "^", "v")
 _PRECISIONS = ("fp32", "bf16", "fp16", "int8", "int4")
 _WINDOW: dict[str, Any] = {"color": COLOURS["muted"], "linewidth": 0.9, "linestyle": (0, (2, 2))}
@@ -72,8 +74,9 @@ def plot_positions(found: Sequence[ByPosition], window: int | None, tones: Mappi
     lines = [line for line in _LINES if any(line in one.lines for one in found)]
     legend = [Line2D([], [], label="KL" if line == "kl" else line, **_LINES[line]) for line in lines]
     legend += [Line2D([], [], label=f"window of {marked}", **_WINDOW)] if marked is not None else []
-    errors = (y for one in found for _, values in one.lines.values() for y in values)
-    frame = _Frame("position", unit, (0, last + 1), _span(errors))
+    errors = sorted(y for one in found for _, values in one.lines.values() for y in values)
+    # A first position without rounding may be exact, and would press all others together.
+    frame = _Frame("position", unit, (0, last + 1), _span(errors[len(errors) // 50 :]))
     panels = [_Panel(one.target, partial(draw, one), tones.get(one.target, "")) for one in found]
     return _plot(name, f"{what} by position for {len(found)} targets", frame, panels, legend)
 
@@ -100,7 +103,7 @@ def plot_layers(found: Localisation, name: str) -> Plot:
     phases = [phase for phase in ("prefill", "decode") if any(one.phase == phase for one in found.sublayers)]
     first = found.bad[0].place if found.bad else ""
     ratios = [ratio for one in found.sublayers for ratio in (one.ratio_typical, one.ratio_worst)]
-    low, high = _span([*ratios, found.typical_limit, found.worst_limit])
+    low, high = _span([max(ratio, _DULL) for ratio in [*ratios, found.typical_limit, found.worst_limit]])
 
     def draw(phase: str, axes: Axes) -> None:
         ones = [one for one in found.sublayers if one.phase == phase]
@@ -185,7 +188,7 @@ def _apart(lengths: Iterable[int]) -> list[int]:
 
 
 def _drawn(value: float) -> float:
-    return value if math.isfinite(value) and value > 0 else math.nan
+    return max(value, _DULL) if math.isfinite(value) else math.nan
 
 
 def _span(values: Iterable[float]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import msgspec
 
 from harness.devices import Machine
 from harness.discovery import RuntimeReport
-from harness.record import RunRecord, SessionRecord
+from harness.record import RunRecord, SessionRecord, Timings
 from harness.report.figures import duration, number, size
 from harness.report.overview import HARMLESS, TargetRow, took
 from harness.target import Evidence, Unavailable
@@ -67,7 +67,7 @@ def session_facts(row: TargetRow) -> Facts:
             f"{session.arithmetic} (inferred)" if session.arithmetic else f"{arithmetic}, by its own account",
         ),
         ("Judged as", session.compute_class.value),
-        ("Distances", ", ".join(f"{name} {number(value)}" for name, value in session.distances.items())),
+        ("Distances, logits", ", ".join(f"{name} {number(value)}" for name, value in session.distances.items())),
         ("Total error only", session.undecomposed),
         ("Localised", session.first_bad),
         ("Artifact", _artifact(session)),
@@ -75,14 +75,16 @@ def session_facts(row: TargetRow) -> Facts:
         ("Export command", " ".join(artifact.command)),
         ("Versions", _pairs(info.versions)),
         ("Read back", _pairs(info.properties)),
-        (
-            "Time",
-            f"export {duration(session.timings.prepare)}, load {duration(session.timings.load)}"
-            if session.timings
-            else "",
-        ),
+        ("Time", _time(session.timings)),
         ("Peak memory", size(session.peak_memory_bytes) if session.peak_memory_bytes else ""),
     ]
+
+
+def _time(found: Timings | None) -> str:
+    if found is None:
+        return ""
+    made = f"export {duration(found.prepare)}" if found.prepare else "exported before"
+    return f"{made}, load and compile {duration(found.load)}"
 
 
 def _artifact(session: SessionRecord) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -92,6 +94,11 @@ def test_figures_have_units() -> None:
         ({"message": "a:cpu:int4  prompt 'p'\n  nan among the logits"}, "broken", "nan among the logits"),
         ({"numbers": {"kl_mean": math.nan}, "limits": {"kl_mean": 1.0}, "message": "inf"}, "broken", "inf"),
         ({"test": "test_greedy_match", "message": "no tokens and no error"}, "form", "no tokens and no error"),
+        (
+            {"test": "test_known_faults", "message": "implementation error: as if with no window"},
+            "implementation",
+            "as if with no window",
+        ),
         ({"test": "test_own", "message": ""}, "other", "it says nothing of why"),
     ],
 )  # fmt: skip
@@ -241,3 +248,9 @@ def test_what_is_no_record_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["report", str(tmp_path / "no.json")])
     assert result.exit_code == 2
     assert "is no run record" in result.output
+
+
+def test_only_a_page_needs_the_libraries_that_draw_one() -> None:
+    code = "import sys, harness.plugin, harness.cli; print(sorted({'matplotlib', 'jinja2'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

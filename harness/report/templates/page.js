@@ -92,6 +92,7 @@
     const { steps, of } = measures[measure()];
     const words = of === "of the limit" ? ["from ¼ of the limit", "from ½", "beyond it", "10 × and more"] : steps.map((step) => `from ${spell(step)} ${of}`);
     legend.replaceChildren(
+      make("li", "on-paper", `${choice.selectedOptions[0].textContent}, ${measures[measure()].name}:`),
       ...words.map((text, at) => {
         const item = make("li");
         item.append(make("span", `tok swatch heat-${at + 1}${of === "of the limit" && at > 1 ? " beyond" : ""}`, "token"), ` ${text}`);
