@@ -27,6 +27,7 @@ from harness.sessions import TargetSession
 from harness.speed import Timing, judge_speed
 from harness.suspects import Suspicion, judge_suspects
 from harness.tracing import first_bad
+from harness.words import Words
 from harness.yardstick import Decomposed, judge_implementation, judge_regret
 
 T = TypeVar("T")
@@ -310,10 +311,5 @@ def _for_prompt(error: StageError, prompt: PromptCase) -> StageError:
 
 def token_texts(checkpoint: Path, tokens: Sequence[int]) -> list[str]:
     """What tokens stand for, quoted; their ids where the checkpoint has no tokenizer.json."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-    except Exception:  # noqa: BLE001 - the library raises bare Exception; a message must not fail for want of a word
-        return [f"token {token}" for token in tokens]
-    return [repr(tokenizer.decode([token], skip_special_tokens=False)) for token in tokens]
+    known = Words(checkpoint).texts(tokens)
+    return [repr(known[token]) if token in known else f"token {token}" for token in tokens]
