@@ -187,7 +187,7 @@ class CaseRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CheckpointRecord(msgspec.Struct, frozen=True):
-    """The checkpoint's name and hashes; `window` in tokens, after which attention is another: see `Checkpoint.window`."""
+    """The checkpoint's name and hashes; `window` in tokens, after which attention is another (`Checkpoint.window`)."""
 
     name: str
     fingerprint: Fingerprint
