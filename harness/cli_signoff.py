@@ -6,7 +6,7 @@ import datetime
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import click
 import msgspec
@@ -79,7 +79,7 @@ def run(
         waivers=waivers,
         interpreters=parse_interpreters(list(interpreter)),
         trust_remote_code=trust_remote_code,
-        command=("phi3-conformance", *sys.argv[1:]),
+        command=("phi3-conformance", *map(_shown, sys.argv[1:])),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         harness=__version__,
     )
@@ -88,6 +88,12 @@ def run(
     click.echo(found.report)
     click.echo(f"package {out}, {found.files} files, SHA-256 of its manifest: {found.identity}")
     sys.exit(0 if found.passed else 1)
+
+
+def _shown(word: str) -> str:
+    """A word of the command line as a package shows it: of an absolute path its last name."""
+    head, equals, value = word.rpartition("=")
+    return f"{head}{equals}{PurePath(value).name}" if PurePath(value).is_absolute() else word
 
 
 @signoff.command()

@@ -4,13 +4,16 @@
 
 The items are short, in strata of what a language model is asked for, and each is independent of the others: no text is
 used twice. Nothing is taken from a data set, so that no model was trained on it and no exporter calibrates with it. The
-generated strata (sums, JSON, tables, logs) come from a seed.
+generated strata (sums, JSON, tables, logs) come from a seed. Two more are of what the bundled checkpoint can do:
+conversations and stories that were set aside from its training, document by document; their sentences come from
+templates that it has seen.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from typing import Any
 HERE = Path(__file__).parent
 SUITE = HERE / "signoff.jsonl"
 SEED = 20261125
+TRAINING = HERE.parents[1] / "golden" / "phi-3-tiny"
+MOST_LETTERS = 300
 
 ABOUT = {
     "question": "a question of fact with its answer",
@@ -33,6 +38,8 @@ ABOUT = {
     "json": "JSON from a description",
     "table": "a table or list in Markdown or CSV",
     "log": "log lines, dates and paths that follow a pattern",
+    "familiar-chat": "a conversation as the bundled checkpoint was trained on, set aside from its training",
+    "familiar-story": "the end of a story as the bundled checkpoint was trained on, set aside from its training",
 }
 
 NAMES = (
@@ -94,6 +101,7 @@ def items() -> Iterator[dict[str, Any]]:
     makers = {"arithmetic": (_sum, 26), "json": (_json, 24), "table": (_table, 24), "log": (_log, 20)}
     for stratum, (make, count) in makers.items():
         strata[stratum] = [make(rng, number) for number in range(count)]
+    strata |= _familiar()
     for stratum, found in strata.items():
         for number, item in enumerate(found, start=1):
             yield {"id": f"{stratum}-{number:02d}", "about": f"Sign-off sample: {ABOUT[stratum]}.", **item}
@@ -123,6 +131,34 @@ def _item(stratum: str, given: str, scored: str) -> dict[str, Any]:
 
 def _chat(*turns: tuple[str, str], answer: str) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": text} for role, text in turns], "continuation": answer}
+
+
+def _familiar() -> dict[str, list[dict[str, Any]]]:
+    """Of what was set aside when the bundled checkpoint was trained, evenly spread: nothing is drawn here anew."""
+    sys.path.insert(0, str(TRAINING))
+    try:
+        import corpus
+        from chat import conversation
+        from stories import story
+    finally:
+        sys.path.remove(str(TRAINING))
+    rng = random.Random(corpus.SEED)
+    told = [text for text in (story(rng) for _ in range(corpus.STORIES)) if corpus.is_held_out(text)]
+    talked = [turns for turns in (conversation(rng) for _ in range(corpus.CONVERSATIONS)) if corpus.is_held_out(turns)]
+    short = [turns for turns in talked if sum(len(turn["content"]) for turn in turns) < MOST_LETTERS]
+    last = {(turns[-2]["content"], turns[-1]["content"]): turns for turns in sorted(short, key=len)}
+    chats = [{"messages": turns[:-1], "continuation": turns[-1]["content"]} for turns in last.values()]
+    return {"familiar-chat": _spread(chats, 48), "familiar-story": _spread(list(map(_ended, dict.fromkeys(told))), 24)}
+
+
+def _ended(text: str) -> dict[str, Any]:
+    """A story whose last sentence is to be scored."""
+    place = text.rstrip(".").rindex(". ") + 1
+    return {"text": text[:place], "continuation": text[place:]}
+
+
+def _spread(found: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return [found[place * len(found) // count] for place in range(count)]
 
 
 def _sum(rng: random.Random, number: int) -> dict[str, Any]:

@@ -86,17 +86,17 @@ def build() -> Corpus:
     hashes = {name: _sha256(documents) for name, documents in sources.items()}
     train_texts, held_out_texts = {}, {}
     for name, documents in texts.items():
-        train_texts[name] = [text for text in documents if not _is_held_out(text)]
-        held_out_texts[name] = [text for text in documents if _is_held_out(text)]
+        train_texts[name] = [text for text in documents if not is_held_out(text)]
+        held_out_texts[name] = [text for text in documents if is_held_out(text)]
     return Corpus(
-        train=Split(train_texts, [item for item in chat if not _is_held_out(item)]),
-        held_out=Split(held_out_texts, [item for item in chat if _is_held_out(item)]),
+        train=Split(train_texts, [item for item in chat if not is_held_out(item)]),
+        held_out=Split(held_out_texts, [item for item in chat if is_held_out(item)]),
         hashes=hashes,
         sha256=_sha256([hashes]),
     )
 
 
-def _is_held_out(document: object) -> bool:
+def is_held_out(document: object) -> bool:
     """Whether a document is set aside; equal documents always go to the same side."""
     return int(_sha256([document])[:8], 16) % HELD_OUT == 0
 

@@ -68,7 +68,6 @@ class Judged(msgspec.Struct, frozen=True):
     quantisation_kl: Interval | None = None
     nll_change: Interval | None = None
     top1: Interval | None = None
-    golden_perplexity: float | None = None
     implementation: dict[str, float] = {}
     arithmetic: str = ""
     greedy: Greedy | None = None
@@ -91,7 +90,11 @@ class Pair(msgspec.Struct, frozen=True):
 
 
 class Conclusion(msgspec.Struct, frozen=True):
-    """What a sign-off came to. `front`: the candidates than which none is both smaller and nearer, by size and KL."""
+    """What a sign-off came to. `front`: the candidates than which none is both smaller and nearer, by size and KL.
+
+    `golden_perplexity`: of the golden on the scored texts, and `perplexities` by stratum; where it is above the size of
+    the vocabulary the texts are strange to the checkpoint.
+    """
 
     schema: int
     harness: str
@@ -105,6 +108,9 @@ class Conclusion(msgspec.Struct, frozen=True):
     missing: tuple[str, ...]
     passed: bool
     sentence: str
+    golden_perplexity: float | None = None
+    perplexities: dict[str, float] = {}
+    vocabulary: int = 0
 
 
 def as_perplexity(found: Interval) -> Interval:
@@ -137,6 +143,7 @@ def conclude(
         for candidate in plan.candidate
     )
     known = {candidate.name: candidate for candidate in candidates}
+    perplexity, perplexities = _golden(next((figures[name] for name in whole), None))
     missing = tuple(name for name in plan.to_pass() if name not in known)
     failed = [name for name in plan.to_pass() if name not in known or known[name].outcome != PASS]
     return Conclusion(
@@ -152,6 +159,9 @@ def conclude(
         missing=missing,
         passed=not failed,
         sentence=_sentence(failed, known, plan.to_pass(), len(asked)),
+        golden_perplexity=perplexity,
+        perplexities=perplexities,
+        vocabulary=next((s.info.vocabulary for r in records.values() for s in r.sessions), 0),
     )
 
 
@@ -231,9 +241,6 @@ def _with_figures(made: Judged, record: RunRecord, figures: Figures, found: list
     token = next(
         int(case.numbers.get("kl_worst_token", 0)) for case in item_cases(record) if subject(case) == figures.ids[worst]
     )
-    strata: dict[str, list[int]] = {}
-    for index, item in enumerate(figures.ids):
-        strata.setdefault(stratum(item), []).append(index)
     return msgspec.structs.replace(
         made,
         items=len(figures.ids),
@@ -242,11 +249,26 @@ def _with_figures(made: Judged, record: RunRecord, figures: Figures, found: list
         nll_change=nll,
         top1=top1,
         quantisation_kl=found[3] if len(found) > 3 else None,
-        golden_perplexity=math.exp(float(figures.golden_nll.sum() / figures.positions.sum())),
         implementation=implementation_ratios(record),
         worst=Worst(figures.ids[worst], float(means[worst]), float(figures.kl_worst[worst]), token),
-        strata={key: float(figures.kl[at].sum() / figures.positions[at].sum()) for key, at in strata.items()},
+        strata=_by_stratum(figures, figures.kl),
     )
+
+
+def _by_stratum(figures: Figures, sums: Floats) -> dict[str, float]:
+    """The mean over positions of what `sums` are the sums of, by stratum."""
+    places: dict[str, list[int]] = {}
+    for index, item in enumerate(figures.ids):
+        places.setdefault(stratum(item), []).append(index)
+    return {key: float(sums[at].sum() / figures.positions[at].sum()) for key, at in places.items()}
+
+
+def _golden(figures: Figures | None) -> tuple[float | None, dict[str, float]]:
+    """The golden's perplexity, of all and by stratum."""
+    if figures is None:
+        return None, {}
+    strata = {key: math.exp(nll) for key, nll in _by_stratum(figures, figures.golden_nll).items()}
+    return math.exp(float(figures.golden_nll.sum() / figures.positions.sum())), strata
 
 
 def _greedy(record: RunRecord) -> Greedy | None:

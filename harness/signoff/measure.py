@@ -37,8 +37,8 @@ from harness.target import Target, Unavailable
 from harness.waivers import Waiver
 from harness.yardstick import Decomposed, judge_implementation
 
-# The implementation error is measured on one item in three: a hundred are plenty for the mean of a kernel's errors.
-_APART = 3
+# The implementation error is measured on one item in four: a hundred are plenty for the mean of a kernel's errors.
+_APART = 4
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""

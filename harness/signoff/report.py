@@ -139,10 +139,28 @@ def _strata(found: Conclusion) -> list[str]:
         return []
     strata = dict.fromkeys(stratum for one in measured for stratum in one.strata)
     rows = [
-        (stratum, *(_g(one.strata[stratum]) if stratum in one.strata else NONE for one in measured))
+        (
+            stratum,
+            _perplexity(found.perplexities.get(stratum)),
+            *(_g(one.strata[stratum]) if stratum in one.strata else NONE for one in measured),
+        )
         for stratum in strata
     ]
-    return ["## Mean KL by stratum, nat", "", *_table(("stratum", *(one.name for one in measured)), rows), ""]
+    head = ("stratum", "golden's perplexity", *(one.name for one in measured))
+    lines = ["## Mean KL by stratum, nat", "", *_table(head, rows), ""]
+    if found.golden_perplexity is not None and found.golden_perplexity > found.vocabulary:
+        lines += [
+            f"The golden's perplexity on all texts is {_perplexity(found.golden_perplexity)}, more than that of a "
+            f"guess among the {found.vocabulary} tokens of its vocabulary: most of these texts are strange to this "
+            "checkpoint, and on them a change of the perplexity, up or down, says little. KL and top-1 do not depend "
+            "on that.",
+            "",
+        ]
+    return lines
+
+
+def _perplexity(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4g}"
 
 
 def _power(found: Conclusion) -> list[str]:

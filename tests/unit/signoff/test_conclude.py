@@ -218,7 +218,8 @@ def test_the_intervals_are_those_of_the_prompts(signed: Signed) -> None:
     assert found.kl is not None
     assert found.kl.low == pytest.approx(expected.low)
     assert found.kl.high == pytest.approx(expected.high)
-    assert found.golden_perplexity == pytest.approx(math.exp(2))
+    assert conclusion(signed).golden_perplexity == pytest.approx(math.exp(2))
+    assert conclusion(signed).perplexities == {"text": pytest.approx(math.exp(2))}
     change, nll = found.perplexity_change, found.nll_change
     assert change is not None
     assert nll is not None

@@ -8,7 +8,7 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data import topics
 from types import ModuleType
@@ -23,6 +23,8 @@ from harness.signoff.suite import CORE, SUITE, check_scored, choose, stratum, te
 SOURCES = TREE / "golden" / "phi-3-tiny"
 # Words in a row that two independent texts do not share.
 SHINGLE = 8
+# Set aside from the training document by document; the others share no eight words with any of it.
+FAMILIAR = ("familiar-chat", "familiar-story")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,8 @@ def test_it_is_large_and_stratified(scored: PromptSuite) -> None:
 def test_no_text_is_there_twice(scored: PromptSuite) -> None:
     texts = [whole(prompt) for prompt in scored.prompts]
     assert len(set(texts)) == len(texts)
-    prose = [prompt for prompt in scored.prompts if stratum(prompt.id) not in ("json", "table", "log", "arithmetic")]
+    patterned = ("json", "table", "log", "arithmetic", *FAMILIAR)
+    prose = [prompt for prompt in scored.prompts if stratum(prompt.id) not in patterned]
     seen: Counter[tuple[str, ...]] = Counter(shingle for prompt in prose for shingle in shingles(whole(prompt)))
     assert max(seen.values()) == 1
 
@@ -74,33 +77,46 @@ def test_items_are_short(scored: PromptSuite) -> None:
     assert max(len(whole(prompt).encode()) for prompt in scored.prompts) < 700
 
 
-def trained_on() -> Iterator[str]:
-    """Every text of the bundled checkpoint's corpus but the licences, which depend on what is installed."""
+def corpus() -> tuple[list[str], list[list[dict[str, str]]], Callable[[object], bool]]:
+    """Texts and conversations that the bundled checkpoint's corpus is made of, and which of them were set aside.
+
+    Without the licences, which depend on what is installed.
+    """
     sys.path.insert(0, str(SOURCES))
     try:
         import chat
+        import corpus
         import stories
     finally:
         sys.path.remove(str(SOURCES))
-    yield from topics.topics.values()
-    yield from (SOURCES / "essays.txt").read_text(encoding="utf-8").split("\n\n")
-    rng = random.Random(20261122)
-    yield from (stories.story(rng) for _ in range(700))
-    for _ in range(9000):
-        yield from (message["content"] for message in chat.conversation(rng))
+    texts = [*topics.topics.values(), *corpus.essays()]
+    rng = random.Random(corpus.SEED)
+    texts += [stories.story(rng) for _ in range(corpus.STORIES)]
+    return texts, [chat.conversation(rng) for _ in range(corpus.CONVERSATIONS)], corpus.is_held_out
 
 
 def test_it_is_held_out_of_the_bundled_checkpoints_training(scored: PromptSuite) -> None:
-    mine = {shingle for prompt in scored.prompts for shingle in shingles(whole(prompt))}
-    pairs = {(prompt.messages[-1].content, prompt.continuation) for prompt in scored.prompts if prompt.messages}
-    asked = {question for question, _ in pairs}
-    shared, turns, before = set(), set(), ""
-    for text in trained_on():
-        shared |= shingles(text) & mine
-        turns.add((before, text))
-        before = text
-    assert shared == set()
-    assert asked & {question for question, _ in turns} == set()
+    texts, conversations, _ = corpus()
+    new = [prompt for prompt in scored.prompts if stratum(prompt.id) not in FAMILIAR]
+    mine = {shingle for prompt in new for shingle in shingles(whole(prompt))}
+    turns = {message["content"] for conversation in conversations for message in conversation}
+    for text in (*texts, *turns):
+        assert not shingles(text) & mine, text
+    assert not {prompt.messages[-1].content for prompt in new if prompt.messages} & turns
+
+
+def test_what_is_familiar_to_it_was_set_aside_from_its_training(scored: PromptSuite) -> None:
+    texts, conversations, is_held_out = corpus()
+    trained = {json.dumps(one) for one in (*texts, *conversations) if not is_held_out(one)}
+    familiar = [prompt for prompt in scored.prompts if stratum(prompt.id) in FAMILIAR]
+    assert len(familiar) == 72
+    for prompt in familiar:
+        document: object = f"{prompt.text}{prompt.continuation}"
+        if prompt.messages is not None:
+            turns = [{"role": message.role, "content": message.content} for message in prompt.messages]
+            document = [*turns, {"role": "assistant", "content": prompt.continuation}]
+        assert is_held_out(document), prompt.id
+        assert json.dumps(document) not in trained
 
 
 def test_it_shares_nothing_with_the_prompts_of_the_main_job(scored: PromptSuite) -> None:
