@@ -22,6 +22,7 @@ from harness.errors import Stage, StageError, WorkerRaised
 from harness.golden import TREE
 from harness.options import DEFAULT_CHECKPOINT
 from harness.policy import read_policy
+from harness.stopwatch import Times
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 from harness.worker import Worker
 from support import PLANTED
@@ -266,6 +267,14 @@ def test_generation_chooses_what_the_logits_prefer(adapter: Adapter) -> None:
     chosen = logits[-len(tokens) - 1 : -1]
     short = chosen.max(axis=1) - chosen[np.arange(len(tokens)), tokens]
     assert short.max() <= 0.05 * logits.std()
+
+
+def test_a_session_can_be_timed_and_answers_afterwards_as_before(adapter: Adapter) -> None:
+    before = adapter.teacher_force(PROMPT, [11])
+    found = msgspec.convert(adapter.call("measure", prompt=PROMPT, new_tokens=5, seconds=0.2), Times)
+    assert 3 <= len(found.first_token_ms) == len(found.token_ms)
+    assert min(*found.first_token_ms, *found.token_ms) > 0
+    np.testing.assert_allclose(before, adapter.teacher_force(PROMPT, [11]), rtol=0, atol=1e-4 * np.abs(before).max())
 
 
 def test_loading_again_works_or_is_refused_and_never_ends_the_process(adapter: Adapter) -> None:

@@ -105,6 +105,8 @@ class PlantedSession:
     def append(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         self._calls += 1
         _misbehave(self._calls)
+        if fault("slow") and tokens.size == 1:
+            time.sleep(0.02)
         if not self._tokens:
             self._prompts.add(tuple(int(token) for token in tokens))
         if not self._tokens or tokens.size == 1:
@@ -172,7 +174,7 @@ def _misbehave(calls: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
     if calls == 2 and fault("noisy"):
         os.write(1, b"driver: native output\n" * 1000)
-    if calls == 2 and fault("raises"):
+    if fault("always-raises") or (calls == 2 and fault("raises")):
         raise RuntimeError("clEnqueueNDRangeKernel: CL_OUT_OF_RESOURCES")
 
 

@@ -23,7 +23,7 @@ url = "https://example.org/1"
 owner = "the tests"
 expires = 2099-01-01
 """
-CASES = 1 + 2 + 4 * 3  # attestation, two of the suite, four tests of three prompts
+CASES = 3 + 2 + 4 * 3  # attestation, speed and known faults, two of the suite, four tests of three prompts
 AUDIT = 1  # of the weights, which no device has a part in
 
 
