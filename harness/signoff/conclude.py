@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from harness.intervals import Interval, intervals, share_interval
 from harness.policy import Policy
 from harness.prompts import PromptSuite
-from harness.record import RunRecord
+from harness.record import RunRecord, SessionRecord
 from harness.signoff.candidates import Candidate, Plan
 from harness.signoff.checks import Check, Status, check_candidate
 from harness.signoff.figures import Figures, figures_of, implementation_ratios, item_cases, subject
@@ -53,13 +53,15 @@ class Greedy(msgspec.Struct, frozen=True):
 class Judged(msgspec.Struct, frozen=True):
     """A candidate and what was concluded of it. KL in nat; `nll_change` is nat a token, device less golden.
 
-    `strata`: mean KL by stratum. `implementation`: error over yardstick, see `figures.implementation_ratios`.
+    `made`: by which recipe or options, or of which ready-made folder. `strata`: mean KL by stratum. `implementation`:
+    error over yardstick, see `figures.implementation_ratios`.
     """
 
     name: str
     target: str
     outcome: str
     checks: tuple[Check, ...]
+    made: str = ""
     bytes: int | None = None
     artifact_sha256: str = ""
     items: int = 0
@@ -81,12 +83,16 @@ class Judged(msgspec.Struct, frozen=True):
 
 
 class Pair(msgspec.Struct, frozen=True):
-    """Two candidates on the same draws: the second less the first, in mean KL (nat) and in nat a token."""
+    """Two candidates on the same draws: the second less the first, in mean KL (nat) and in nat a token.
+
+    `identical`: both have the same numbers on every item, so that one is probably the other under another name.
+    """
 
     first: str
     second: str
     kl: Interval
     nll: Interval
+    identical: bool
 
 
 class Conclusion(msgspec.Struct, frozen=True):
@@ -132,7 +138,8 @@ def conclude(
     Raises ValueError where a record's numbers are incomplete or impossible, PolicyError without limits for it.
     """
     asked = tuple(prompt.id for prompt in choose(suite, plan.items))
-    figures = {name: figures_of(record) for name, record in records.items()}
+    names = [candidate.name for candidate in plan.candidate]  # in this order, whatever that of the records is
+    figures = {name: figures_of(records[name]) for name in names if name in records}
     whole = [name for name, found in figures.items() if found.ids == asked]
     measured = _intervals({name: figures[name] for name in whole})
     for name, found in figures.items():
@@ -226,12 +233,21 @@ def _judge(
         target=candidate.target,
         outcome=REFUSED if len(asked) < MIN_ITEMS else outcome,
         checks=checks,
+        made=_how(candidate, session),
         bytes=None if session is None else session.artifact.bytes,
         artifact_sha256="" if session is None else session.artifact.sha256,
         arithmetic="" if session is None else session.arithmetic,
         greedy=greedy,
     )
     return made if figures is None or not found else _with_figures(made, record, figures, found)
+
+
+def _how(candidate: Candidate, session: SessionRecord | None) -> str:
+    if candidate.artifact:
+        return f"ready-made: {candidate.artifact}"
+    if candidate.options:
+        return " ".join(candidate.options)
+    return "" if session is None else session.artifact.recipe or session.artifact.origin
 
 
 def _with_figures(made: Judged, record: RunRecord, figures: Figures, found: list[Interval]) -> Judged:
@@ -292,7 +308,10 @@ def _pairs(figures: Mapping[str, Figures]) -> tuple[Pair, ...]:
         a, b = figures[first], figures[second]
         columns += [b.kl - a.kl, b.nll - a.nll]
     found = intervals(np.column_stack(columns), next(iter(figures.values())).positions)
-    return tuple(Pair(a, b, found[2 * i], found[2 * i + 1]) for i, (a, b) in enumerate(neighbours))
+    return tuple(
+        Pair(a, b, found[2 * i], found[2 * i + 1], identical=bool((figures[a].kl == figures[b].kl).all()))
+        for i, (a, b) in enumerate(neighbours)
+    )
 
 
 def _front(candidates: Sequence[Judged]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from harness.policy import Policy
 from harness.prompts import Prompt, PromptSuite
 from harness.record import RunRecord, Speed
 from harness.signoff.checks import Check, Status
-from harness.signoff.conclude import PASS, Conclusion
+from harness.signoff.conclude import PASS, Conclusion, Pair
 from harness.signoff.suite import MIN_ITEMS, text_of
 
 NONE = "-"
@@ -187,7 +187,7 @@ def _power(found: Conclusion) -> list[str]:
             (
                 f"{pair.second} less {pair.first}",
                 _interval(pair.kl, _g),
-                "yes" if pair.kl.low > 0 or pair.kl.high < 0 else "no",
+                _told_apart(pair),
                 _g(pair.kl.detectable),
                 _interval(pair.nll, lambda value: _percent(math.expm1(value))),
                 _percent(math.expm1(pair.nll.detectable)),
@@ -197,6 +197,12 @@ def _power(found: Conclusion) -> list[str]:
         head = ("pair", "KL, nat", "told apart", "detectable, nat", "perplexity", "detectable")
         lines += ["Between candidates, on the same draws, each with the next one by KL:", "", *_table(head, rows), ""]
     return lines
+
+
+def _told_apart(pair: Pair) -> str:
+    if pair.identical:
+        return "no: equal on every item, the same weights?"
+    return "yes" if pair.kl.low > 0 or pair.kl.high < 0 else "no"
 
 
 def _speed(found: Conclusion, records: Mapping[str, RunRecord]) -> list[str]:
@@ -239,12 +245,11 @@ def _inputs(found: Conclusion, records: Mapping[str, RunRecord]) -> list[str]:
         session = next(iter(made.sessions), None) if made is not None else None
         if session is not None:
             versions = ", ".join(f"{name} {version}" for name, version in session.info.versions.items())
-            how = session.artifact.recipe or session.artifact.origin
-            rows.append((one.name, one.target, how, f"`{session.artifact.sha256[:16]}`", versions))
+            rows.append((one.name, one.target, one.made, f"`{session.artifact.sha256[:16]}`", versions))
     waived = sorted({waiver.id for record in records.values() for waiver in record.waivers})
     if waived:
         lines.append(f"- waivers that cover cases of it, and excuse nothing here: {', '.join(waived)}")
-    head = ("candidate", "target", "recipe", "artifact", "versions")
+    head = ("candidate", "target", "made by", "artifact", "versions")
     return ["## What was judged", "", *lines, "", *(_table(head, rows) if rows else [])]
 
 

@@ -14,6 +14,7 @@ from harness.signoff.candidates import Candidate
 from harness.signoff.checks import Status, class_of
 from harness.signoff.conclude import Conclusion, Judged, conclude
 from harness.signoff.figures import IMPLEMENTATION, ITEM, figures_of
+from harness.signoff.report import as_markdown
 from harness.target import Precision
 from made_signoff import TARGET, Signed, case, items
 
@@ -209,6 +210,27 @@ def test_candidates_are_compared_on_the_same_draws(signed: Signed) -> None:
     assert kl[1].low < kl[0].high
     assert found.pairs[0].kl.low > 0
     assert found.pairs[0].kl.detectable < kl[0].detectable / 10
+
+
+def test_two_that_are_equal_on_every_item_are_said_to_be(signed: Signed) -> None:
+    assert not conclusion(signed).pairs[0].identical
+    signed.cases["coarse"] = signed.cases["fine"]
+    found = conclusion(signed)
+    assert found.pairs[0].identical
+    report = as_markdown(found, signed.records(), signed.policy, signed.suite)
+    assert "the same weights?" in report
+    backwards = dict(reversed(signed.records().items()))
+    again = conclude(signed.plan, backwards, signed.policy, signed.suite, signed.answered, __version__)
+    assert again == found, "the order of the records decides something"
+
+
+def test_the_report_says_how_each_was_made(signed: Signed) -> None:
+    candidates = (
+        msgspec.structs.replace(signed.plan.candidate[0], options=("-p", "int4")),
+        msgspec.structs.replace(signed.plan.candidate[1], artifact="vendor-int4"),
+    )
+    signed.plan = msgspec.structs.replace(signed.plan, candidate=candidates)
+    assert [one.made for one in conclusion(signed).candidates] == ["-p int4", "ready-made: vendor-int4"]
 
 
 def test_the_intervals_are_those_of_the_prompts(signed: Signed) -> None:
