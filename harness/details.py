@@ -52,13 +52,13 @@ def tops(logits: Logits, count: int = TOP) -> Tops:
     probabilities: list[list[float]] = []
     for start in range(0, logits.shape[0], step):
         rows = np.array(logits[start : start + step], dtype=np.float32)
-        rows -= rows.max(axis=1, keepdims=True)
-        total = np.exp(rows).sum(axis=1)
+        highest = rows.max(axis=1)
+        total = np.exp(rows - highest[:, None]).sum(axis=1)
         every, best, value = np.arange(rows.shape[0]), [], []
         for _ in range(count):  # passes of argmax are faster than a partition of so wide a row
             place = rows.argmax(axis=1)
             best.append(place)
-            value.append(np.exp(rows[every, place]) / total)
+            value.append(np.exp(rows[every, place] - highest) / total)
             rows[every, place] = -np.inf
         tokens += np.stack(best, axis=1).tolist()
         probabilities += [rounded(row) for row in np.stack(value, axis=1)]
