@@ -24,6 +24,9 @@ def main() -> int:
     """Judge everything, print the table; 1 when the battery is not sound."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=(*PARTS, "none"), action="append")
+    parser.add_argument(
+        "--class", dest="classes", choices=tuple(CLASSES), action="append", help="emulated devices of it"
+    )
     parser.add_argument("--quick", action="store_true", help="a few of each kind")
     parser.add_argument("--out", type=Path, help="write the table here too")
     parser.add_argument("--save", type=Path, help="write the trials here, as JSON")
@@ -31,10 +34,11 @@ def main() -> int:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     chosen = arguments.only or [part for part in PARTS if part != "pytorch" or not arguments.quick]
+    classes = arguments.classes or (["fp32+a8"] if arguments.quick else list(CLASSES))
     faults: list[Trial] = []
     legitimate: list[Trial] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        for kept, trial in run(Bench(Path(folder)), chosen, quick=arguments.quick):
+        for kept, trial in run(Bench(Path(folder)), chosen, classes, quick=arguments.quick):
             (faults if kept == "fault" else legitimate).append(trial)
             tell(trial)
             if arguments.save:  # after each, so that what was judged is kept whatever interrupts
@@ -49,11 +53,10 @@ def main() -> int:
     return 0 if report.sound(faults, legitimate) else 1
 
 
-def run(bench: Bench, chosen: list[str], *, quick: bool) -> Iterator[tuple[str, Trial]]:
+def run(bench: Bench, chosen: list[str], classes: list[str], *, quick: bool) -> Iterator[tuple[str, Trial]]:
     """Every trial, each a `fault` or a `variant`."""
     if "answers" in chosen:
         yield from (("fault", trial) for trial in form_trials(bench))
-    classes = ["fp32+a8"] if quick else list(CLASSES)
     emulated = Emulated(bench) if {"devices", "variants"} & set(chosen) else None
     if "devices" in chosen and emulated:
         for name in classes:

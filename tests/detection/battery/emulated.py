@@ -29,7 +29,10 @@ OTHERS = (
     Variant("split 8, online, jitter", split=8, attention="online", jitter=1.2e-7),
 )
 # Further ones, for how far honest devices lie from each other: the largest of a few is less than that of many.
-FURTHER = tuple(Variant(f"split {n}, jitter", split=n, jitter=6e-8) for n in range(9, 17))
+FURTHER = tuple(
+    Variant(f"further {n}", split=n, attention=("eager", "online")[n % 2], fused=n % 4 > 1, jitter=6e-8)
+    for n in range(9, 33)
+)
 EVERY_LAYER = -1
 
 
