@@ -11,7 +11,6 @@ from harness.run import PromptCase
 from harness.sessions import TargetSession
 from harness.suspects import Suspicion, weigh
 
-
 # Few positions of a prompt lie past the window, and neighbours err alike.
 _FAR = 2
 

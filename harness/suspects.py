@@ -90,7 +90,8 @@ def weigh(lineup: Lineup) -> list[Suspicion]:
 
 def _blocks(lengths: Sequence[int]) -> list[int]:
     """Where each block of neighbouring positions begins; none spans two prompts."""
-    starts, at = [], 0
+    starts: list[int] = []
+    at = 0
     for length in lengths:
         starts += range(at, at + length, _BLOCK)
         at += length

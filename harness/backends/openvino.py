@@ -103,7 +103,7 @@ _DEVICE_PROPERTIES = (
     "GPU_EXECUTION_UNITS_COUNT",
 )
 _ARITHMETIC = {"f32": Precision.FP32, "bf16": Precision.BF16, "f16": Precision.FP16}
-_KNOWN_OPTIONS = {
+_KNOWN_OPTIONS: dict[str, Sequence[str] | re.Pattern[str]] = {
     "INFERENCE_PRECISION_HINT": ("f32", "bf16", "f16"),
     "EXECUTION_MODE_HINT": ("ACCURACY", "PERFORMANCE"),
     "INFERENCE_NUM_THREADS": re.compile("[1-9][0-9]*"),
