@@ -23,14 +23,15 @@ url = "https://example.org/1"
 owner = "the tests"
 expires = 2099-01-01
 """
-CASES = 3 + 2 + 4 * 3  # attestation, speed and known faults, two of the suite, four tests of three prompts
+CASES = 2 + 2 + 4 * 3  # attestation and speed, two of the suite, four tests of three prompts
 AUDIT = 1  # of the weights, which no device has a part in
+BLIND = 1  # known faults: the planted backend does not say how it computes
 
 
 def test_third_party_backend_is_judged_without_touching_this_tree(conform: Any) -> None:
     result = conform()
     assert result.status == 0, result.text
-    assert result.outcomes() == Counter(PASS=CASES + AUDIT)
+    assert result.outcomes() == Counter(PASS=CASES + AUDIT, UNSUPPORTED=BLIND)
     session = result.record.sessions[0]
     assert session.target == "planted:cpu:fp32"
     assert session.info.versions == {"phi3-planted": "1.0"}
@@ -82,11 +83,12 @@ def test_a_failure_names_target_prompt_position_figures_and_limits(conform: Any)
 def test_right_numbers_without_evidence_are_unattested_in_every_suite(conform: Any, fault: str) -> None:
     result = conform(targets="planted:pretender:fp32", fault=fault)
     assert result.status == 1
-    assert result.outcomes() == Counter(UNATTESTED=CASES, PASS=AUDIT)
+    assert result.outcomes() == Counter(UNATTESTED=CASES, PASS=AUDIT, UNSUPPORTED=BLIND)
 
 
 def test_a_counter_is_read_after_something_was_computed(conform: Any) -> None:
-    assert conform(targets="planted:pretender:fp32", fault="counter").outcomes() == Counter(PASS=CASES + AUDIT)
+    counts = conform(targets="planted:pretender:fp32", fault="counter").outcomes()
+    assert counts == Counter(PASS=CASES + AUDIT, UNSUPPORTED=BLIND)
 
 
 def test_a_session_that_was_started_again_is_attested_again(conform: Any) -> None:
@@ -99,18 +101,18 @@ def test_a_session_that_was_started_again_is_attested_again(conform: Any) -> Non
 
 def test_another_device_of_the_same_kind_is_not_the_one_asked_for(conform: Any) -> None:
     counts = conform(targets="planted:cpu.1:fp32", fault="other-index").outcomes()
-    assert counts == Counter(UNATTESTED=CASES, PASS=AUDIT)
+    assert counts == Counter(UNATTESTED=CASES, PASS=AUDIT, UNSUPPORTED=BLIND)
 
 
 def test_a_backend_cannot_loosen_its_limits_by_claiming_integer_arithmetic(conform: Any) -> None:
     result = conform(fault="claims-int4,scaled")
-    assert result.outcomes() == Counter({"ERROR(load)": CASES + AUDIT})
+    assert result.outcomes() == Counter({"ERROR(load)": CASES + AUDIT + BLIND})
     assert "arithmetic is a float precision" in result.text
 
 
 def test_a_devices_own_word_does_not_prove_an_npu(conform: Any) -> None:
     result = conform(targets="planted:pretender:fp32")
-    assert result.outcomes() == Counter(UNATTESTED=CASES, PASS=AUDIT)
+    assert result.outcomes() == Counter(UNATTESTED=CASES, PASS=AUDIT, UNSUPPORTED=BLIND)
     assert "nothing proves that a device of kind npu computed" in result.text
 
 
@@ -158,13 +160,13 @@ def test_what_the_runtime_raises_is_an_error_in_its_own_words(conform: Any) -> N
 
 
 def test_native_output_disturbs_nothing(conform: Any) -> None:
-    assert conform(fault="noisy").outcomes() == Counter(PASS=CASES + AUDIT)
+    assert conform(fault="noisy").outcomes() == Counter(PASS=CASES + AUDIT, UNSUPPORTED=BLIND)
 
 
 def test_absent_hardware_skips_once_with_reason_and_remedy(conform: Any) -> None:
     result = conform(targets="planted:absent:fp32")
     assert result.status == 0
-    assert result.outcomes() == Counter(UNSUPPORTED=CASES + AUDIT)
+    assert result.outcomes() == Counter(UNSUPPORTED=CASES + AUDIT + BLIND)
     assert result.text.count("no absent device was found") == 1
     assert "plug one in" in result.text
 
@@ -179,7 +181,7 @@ def test_not_installed_skips_with_the_install_command(conform: Any) -> None:
 def test_installed_but_broken_is_an_error_and_no_skip(conform: Any) -> None:
     result = conform(fault="broken-installation")
     assert result.status == 1
-    assert result.outcomes() == Counter({"ERROR(discover)": CASES + AUDIT})
+    assert result.outcomes() == Counter({"ERROR(discover)": CASES + AUDIT + BLIND})
     assert "libdriver.so" in result.text
 
 
@@ -188,13 +190,13 @@ def test_a_failing_exporter_is_an_error_of_stage_prepare(
 ) -> None:
     monkeypatch.setenv("PHI3_CONFORMANCE_CACHE", str(tmp_path))
     result = conform(fault="exporter-fails")
-    assert result.outcomes() == Counter({"ERROR(prepare)": CASES + AUDIT})
+    assert result.outcomes() == Counter({"ERROR(prepare)": CASES + AUDIT + BLIND})
     assert "the exporter does not like this checkpoint" in result.text
 
 
 def test_an_artifact_of_another_checkpoint_is_refused(conform: Any) -> None:
     result = conform(fault="other-vocabulary")
-    assert result.outcomes() == Counter({"ERROR(load)": CASES + AUDIT})
+    assert result.outcomes() == Counter({"ERROR(load)": CASES + AUDIT + BLIND})
     assert "vocabulary of 65" in result.text
 
 
