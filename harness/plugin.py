@@ -25,6 +25,7 @@ from harness.interruptions import Terminator
 from harness.options import DEFAULT_CHECKPOINT, POLICY, WAIVERS, Options
 from harness.outcomes import conclude
 from harness.progress import announcer, stepper
+from harness.publication import publish
 from harness.record import write_record
 from harness.report.terminal import summarise
 from harness.run import DEVICE_WAIT
@@ -55,6 +56,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--policy", type=Path, default=POLICY, metavar="FILE", help="the limits (conformance/policy.toml)")
     add("--waivers", type=Path, default=WAIVERS, metavar="FILE", help="known defects (conformance/waivers.toml)")
     add("--record", type=Path, default=None, metavar="FILE", help="where the run record goes (records/)")
+    add("--report", type=Path, default=None, metavar="FILE", help="where the page goes (beside the record)")
+    add("--no-report", action="store_true", help="make no page")
     add("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
 
 
@@ -321,6 +324,21 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"FAILED as a whole: {problem}", red=True)
     if WRITTEN in config.stash:
         terminalreporter.write_line(f"record: {config.stash[WRITTEN]}")
+        _report(terminalreporter, config, state.options.record)
+
+
+def _report(terminalreporter: Any, config: pytest.Config, record: Path) -> None:
+    """Make the page where one is asked for, or where the run judged hardware; the record is there in any case."""
+    asked: Path | None = config.getoption("report")
+    if config.getoption("no_report") or not (asked or _judges_hardware(config)):
+        return
+    page = asked or record.with_suffix(".html")
+    problem = publish(record, page)
+    if problem:
+        terminalreporter.write_line(f"report: not made: {problem}", red=True)
+        return
+    shown = page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page
+    terminalreporter.write_line(f"report: {shown}")
 
 
 def _whole_run(config: pytest.Config) -> bool:

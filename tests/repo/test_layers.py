@@ -15,7 +15,7 @@ LAYERS = (
     (
         *("errors", "windows_job", "last_words", "connection", "cache", "busy_counter", "dxgi", "codes", "findings"),
         *("untrusted", "not_finite", "progress"),
-        *("audit_search", "power"),
+        *("audit_search", "power", "publication"),
     ),
     ("target", "metrics", "orphans", "journal", "privacy", "words"),
     ("arithmetic", "environment"),
