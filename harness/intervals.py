@@ -24,7 +24,8 @@ POWER = 0.80
 RESAMPLES = 10_000
 SEED = 20261125
 
-_CHUNK = 500
+# Draws that are held at a time.
+_CHUNK = 1 << 20
 _NORMAL = NormalDist()
 
 
@@ -79,8 +80,9 @@ def _resampled(sums: Floats, sizes: Floats, resamples: int, seed: int) -> Floats
     bits = np.random.PCG64(seed)
     columns = np.column_stack([sums, sizes])
     found = []
-    for start in range(0, resamples, _CHUNK):
-        rows = min(_CHUNK, resamples - start)
+    step = max(1, _CHUNK // n)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
         raw = np.asarray(bits.random_raw(rows * n)) >> np.uint64(32)
         drawn = ((raw * np.uint64(n)) >> np.uint64(32)).astype(np.int64).reshape(rows, n)
         counts = np.zeros((rows, n))

@@ -15,6 +15,7 @@ from harness import __version__
 from harness.artifacts import ArtifactManifest
 from harness.checkpoint import sha256_text
 from harness.errors import HarnessError, PackageError
+from harness.findings import AuditReport
 from harness.golden import Manifest as GoldenManifest
 from harness.policy import Policy, read_policy
 from harness.prompts import PromptSuite, read_suite
@@ -35,6 +36,8 @@ from harness.untrusted import printable
 
 # Sums in another order, by another processor, differ in their last bits.
 _ROUNDING = 1e-7
+# Resampling takes time and memory by the item; nobody needs so many, but a stranger may send them.
+_MOST_ITEMS = 20_000
 
 
 class Package(msgspec.Struct, frozen=True):
@@ -107,15 +110,18 @@ def _open(folder: Path, files: Mapping[str, bytes], harness: str) -> Package:
     others = [name for name in names if name != conclusion.suite]
     if conclusion.suite not in names or len(others) != 1:
         raise PackageError("it has not the two suites of a sign-off", "run the sign-off again")
+    suite, answered = (read_suite(folder / name) for name in (names[conclusion.suite], names[others[0]]))
+    if len(suite.prompts) > _MOST_ITEMS:
+        raise PackageError(f"its suite has {len(suite.prompts)} items; at most {_MOST_ITEMS} are read", "ask why")
     records = {Path(name).stem: read_record(folder / name) for name in files if name.startswith("records/")}
     return Package(
         identity=identity(files),
         harness=harness,
         plan=plan,
         policy=read_policy(folder / POLICY),
-        suite=read_suite(folder / names[conclusion.suite]),
-        answered=read_suite(folder / names[others[0]]),
-        records={name.removesuffix(".json"): record for name, record in records.items()},
+        suite=suite,
+        answered=answered,
+        records=records,
         conclusion=conclusion,
     )
 
@@ -142,6 +148,7 @@ def _belongs(folder: Path, files: Mapping[str, bytes], package: Package) -> Iter
         if record.waivers_sha256 != waivers:
             yield f"{where} was made with other waivers"
         yield from _artifact(name, record, files)
+        yield from _audit(name, record, files)
     for suite in (package.suite, package.answered):
         yield from _golden(suite, files, fingerprints)
 
@@ -157,6 +164,19 @@ def _artifact(name: str, record: RunRecord, files: Mapping[str, bytes]) -> Itera
     made = msgspec.json.decode(data, type=ArtifactManifest)
     if (made.sha256, made.bytes) != (session.artifact.sha256, session.artifact.bytes):
         yield f"artifacts/{name}.json is of another artifact than its record"
+
+
+def _audit(name: str, record: RunRecord, files: Mapping[str, bytes]) -> Iterator[str]:
+    case = next((case for case in record.cases if case.test == "test_weights" and "findings" in case.numbers), None)
+    data = files.get(f"audits/{name}.json")
+    if case is None:
+        return
+    if data is None:
+        yield f"audits/{name}.json is missing"
+        return
+    report = msgspec.json.decode(data, type=AuditReport)
+    if (report.count, len(report.tensors)) != (case.numbers["findings"], case.numbers["tensors"]):
+        yield f"audits/{name}.json is not what its record says of the weights"
 
 
 def _golden(suite: PromptSuite, files: Mapping[str, bytes], fingerprints: set[str]) -> Iterator[str]:

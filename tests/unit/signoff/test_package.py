@@ -15,6 +15,7 @@ import pytest
 
 from harness.errors import PackageError
 from harness.signoff import package as packages
+from harness.signoff import verify as verifying
 from harness.signoff.package import MANIFEST, begin_folder, read_files, seal, write_zip
 from harness.signoff.verify import open_package, verify
 from made_signoff import Signed
@@ -97,7 +98,9 @@ def test_a_file_that_no_sign_off_has_is_refused_though_it_is_listed(make_package
     assert problems(folder) == "setup.py is no file of a sign-off"
 
 
-@pytest.mark.parametrize("name", ["goldens/scored.json", "artifacts/fine.json", "records/fine.json", "policy.toml"])
+@pytest.mark.parametrize(
+    "name", ["goldens/scored.json", "artifacts/fine.json", "audits/fine.json", "records/fine.json", "policy.toml"]
+)
 def test_a_part_that_was_taken_out_is_missed_though_it_is_not_listed(make_package: Make, name: str) -> None:
     folder = make_package()
     (folder / name).unlink()
@@ -196,6 +199,13 @@ def test_another_artifact_is_found(make_package: Make) -> None:
     edit(folder / "artifacts" / "fine.json", lambda plain: plain.update(sha256="1" * 64))
     reseal(folder)
     assert "artifacts/fine.json is of another artifact" in problems(folder)
+
+
+def test_another_audit_is_found(make_package: Make) -> None:
+    folder = make_package()
+    edit(folder / "audits" / "fine.json", lambda plain: plain.update(count=3))
+    reseal(folder)
+    assert "audits/fine.json is not what its record says" in problems(folder)
 
 
 def test_records_of_two_checkpoints_are_found(make_package: Make) -> None:
@@ -313,6 +323,12 @@ def test_a_folder_with_a_link_is_refused(make_package: Make, tmp_path: Path) -> 
     (folder / "policy.toml").symlink_to(outside)
     with pytest.raises(PackageError, match="link"):
         verify(folder)
+
+
+def test_a_suite_without_end_is_refused(make_package: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_package()
+    monkeypatch.setattr(verifying, "_MOST_ITEMS", 119)
+    assert "its suite has 120 items" in problems(folder)
 
 
 def test_what_is_not_there_is_an_error(tmp_path: Path) -> None:
