@@ -52,6 +52,8 @@ class Speed(msgspec.Struct, frozen=True):
     new_tokens: int
     first_token_ms: tuple[float, ...]
     token_ms: tuple[float, ...]
+    others: float = 0.0
+    """The share of the machine's processors that other processes used meanwhile; they make everything slower."""
 
 
 class Repeat(msgspec.Struct, frozen=True):

@@ -98,7 +98,7 @@ def _choose(session: TargetSession) -> tuple[list[int], dict[int, str]]:
 
 def _time(session: TargetSession, length: int, seconds: float) -> Speed:
     times = session.measure(_prompt(session.run, length), NEW_TOKENS, seconds)
-    return Speed(length, NEW_TOKENS, times.first_token_ms, times.token_ms)
+    return Speed(length, NEW_TOKENS, times.first_token_ms, times.token_ms, times.others)
 
 
 def _prompt(run: Run, length: int) -> list[int]:

@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from harness.backend import Session
 
 Clock = Callable[[], int]
 """Nanoseconds since some moment."""
+
+Usage = Callable[[], tuple[float, float, float]]
+"""Processor seconds so far: of this process, of all processes of the machine, and of all its processors together."""
 
 # Passes that count: as many as the time allows within these bounds. Slow sessions are let off with the least of them
 # once they have taken so many times the time that they were given.
@@ -33,12 +37,21 @@ class Times(msgspec.Struct, frozen=True):
     """A figure for each pass that counted, in ms, and how many passes warmed up before.
 
     `first_token_ms`: from giving the prompt, the state forgotten, to the first token. `token_ms`: the mean for each of
-    the tokens after it.
+    the tokens after it. `others`: the share of the machine's processors that other processes used during those passes.
     """
 
     first_token_ms: tuple[float, ...]
     token_ms: tuple[float, ...]
     warm_ups: int
+    others: float
+
+
+def processor_seconds() -> tuple[float, float, float]:
+    """See `Usage`. Time that a hypervisor gave to other machines counts as used."""
+    own, every = psutil.Process().cpu_times(), psutil.cpu_times()._asdict()
+    total = sum(seconds for kind, seconds in every.items() if not kind.startswith("guest"))  # which is in user's
+    idle = every["idle"] + every.get("iowait", 0.0)
+    return own.user + own.system, total - idle, total
 
 
 def time_session(
@@ -47,6 +60,7 @@ def time_session(
     new_tokens: int,
     seconds: float,
     clock: Clock = time.perf_counter_ns,
+    usage: Usage = processor_seconds,
 ) -> Times:
     """Time a session on a prompt `[n]` and `new_tokens` more, of which there must be two, for about `seconds`.
 
@@ -58,9 +72,10 @@ def time_session(
     try:
         with _no_collection():
             warm_ups = _warm_up(session, prompt, new_tokens, given, clock)
-            began = clock()
+            before, began = usage(), clock()
             while not _enough(len(passes), (clock() - began) / given):
                 passes.append(_pass(session, prompt, new_tokens, clock))
+            own, used, every = (now - then for now, then in zip(usage(), before, strict=True))
     finally:
         session.reset()
     first, rest = zip(*passes, strict=True)
@@ -68,6 +83,7 @@ def time_session(
         tuple(round(time / 1e6, 4) for time in first),
         tuple(round(time / 1e6 / (new_tokens - 1), 4) for time in rest),
         warm_ups,
+        round(max(0.0, used - own) / every, 3) if every > 0 else 0.0,
     )
 
 

@@ -16,6 +16,8 @@ from harness.untrusted import printable
 _ORDER = ("PASS", "FAIL", "ERROR", "UNATTESTED", "NOT_RUN", "WAIVED", "UNSUPPORTED")
 # A row is never cut: rather than drop figures on a narrow terminal, lines are left for it to wrap.
 _MIN_WIDTH = 200
+# The share of the processors in the hands of others from which on a speed says less of the target.
+_DISTURBED = 0.1
 
 
 def summarise(record: RunRecord, width: int, encoding: str) -> str:
@@ -111,8 +113,13 @@ def _speed(session: SessionRecord | None, length: int) -> tuple[str, str]:
     for speed in session.speed if session else ():
         if speed.prompt_tokens == length and speed.first_token_ms and speed.token_ms:
             first, each = statistics.median(speed.first_token_ms), statistics.median(speed.token_ms)
-            return f"{first:.3g} ms", f"{1000 / each:.3g}" if each > 0 else "-"
+            return f"{_plain(first)} ms", _plain(1000 / each) if each > 0 else "-"
     return "-", "-"
+
+
+def _plain(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def render(table: Table, width: int, encoding: str) -> str:
@@ -136,6 +143,13 @@ def _footnotes(sessions: Sequence[SessionRecord]) -> str:
     if length := _timed_length(sessions):
         lines.append(
             f"first token: after a prompt of {length} tokens; tokens/s: after that. Medians, greedy, a batch of one."
+        )
+    disturbed = {s.target: max(speed.others for speed in s.speed) for s in sessions if s.speed}
+    disturbed = {target: share for target, share in disturbed.items() if share > _DISTURBED}
+    if disturbed:
+        lines.append(
+            f"Timed while other processes used up to {100 * max(disturbed.values()):.0f} % of the processors, "
+            f"and slower for it: {', '.join(disturbed)}."
         )
     inferred = [f"{s.target} with {s.arithmetic}" for s in sessions if s.arithmetic not in ("", "fp32 operators")]
     if inferred:

@@ -46,7 +46,7 @@ class Session:
         self.asked[len(prompt)] = (prompt, seconds)
         if len(prompt) in self._raises:
             raise self._raises[len(prompt)]
-        return Times((float(len(prompt)), len(prompt) + 2.0, len(prompt) + 1.0), (5.0, 6.0, 7.0), 2)
+        return Times((float(len(prompt)), len(prompt) + 2.0, len(prompt) + 1.0), (5.0, 6.0, 7.0), 2, 0.1)
 
 
 def timed(session: Any) -> Timing:
@@ -67,7 +67,7 @@ def test_every_length_is_timed_on_the_goldens_tokens_and_kept() -> None:
     assert session.asked[16][0] == [4, 5, 6, 7, 1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5]
     assert sum(seconds for _, seconds in session.asked.values()) == pytest.approx(5.0)
     assert session.speed == found.speeds
-    assert found.speeds[1] == Speed(64, NEW_TOKENS, (64.0, 66.0, 65.0), (5.0, 6.0, 7.0))
+    assert found.speeds[1] == Speed(64, NEW_TOKENS, (64.0, 66.0, 65.0), (5.0, 6.0, 7.0), 0.1)
     assert found.unmeasured == {}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.stopwatch import Times, time_session
+from harness.stopwatch import Times, processor_seconds, time_session
 
 MS = 1_000_000
 PROMPT = np.arange(10, dtype=np.int64)
@@ -25,9 +25,15 @@ class Paced:
         self.fed: list[int] = []
         self.collecting: set[bool] = set()
         self._speeds, self._cold = (of_prompt, of_answer), cold
+        self.share_of_others = 0.0
 
     def clock(self) -> int:
         return self.now
+
+    def usage(self) -> tuple[float, float, float]:
+        """Of four processors one, and what others use."""
+        seconds = self.now / 1e9
+        return seconds, (1 + 4 * self.share_of_others) * seconds, 4 * seconds
 
     def reset(self) -> None:
         self.passes += 1
@@ -43,7 +49,7 @@ class Paced:
 
 
 def timed(session: Any, seconds: float = 1.0, new_tokens: int = 5) -> Times:
-    return time_session(session, PROMPT, new_tokens, seconds, session.clock)
+    return time_session(session, PROMPT, new_tokens, seconds, session.clock, session.usage)
 
 
 def test_both_latencies_are_those_of_the_session() -> None:
@@ -90,6 +96,18 @@ def test_slow_sessions_are_repeated_less_and_never_too_little(pass_seconds: floa
     session = Paced(of_prompt=pass_seconds * 1000 / 20, of_answer=pass_seconds * 1000 / 8)
     found = timed(session, seconds=1.0)
     assert (found.warm_ups, len(found.token_ms)) == (warm_ups, repeats)
+
+
+def test_what_others_use_of_the_machine_is_measured() -> None:
+    session = Paced(2.0, 3.0)
+    assert timed(session).others == 0.0
+    session.share_of_others = 0.25
+    assert timed(session).others == 0.25
+
+
+def test_the_processors_are_counted_by_the_system() -> None:
+    own, used, every = processor_seconds()
+    assert 0 < own <= used <= every
 
 
 def test_garbage_is_not_collected_meanwhile() -> None:

@@ -199,3 +199,15 @@ def test_speed_is_shown_at_the_longest_length_that_most_sessions_have(
     assert _row(text, targets[0]).split()[-4:-1] == ["66", "ms", "200"]
     assert _row(text, targets[3]).split()[-3:-1] == ["-", "-"]
     assert "first token: after a prompt of 64 tokens" in text
+
+
+def test_a_target_that_was_timed_while_others_computed_is_named(
+    make_record: MakeRecord, make_session: MakeSession
+) -> None:
+    def text(*others: float) -> str:
+        speeds = tuple(Speed(64 * (n + 1), 17, (1234.5,), (5.0,), share) for n, share in enumerate(others))
+        return summarise(make_record(sessions=[make_session(speed=speeds)]), 160, "utf-8")
+
+    assert "1234 ms" in text(0.0)
+    assert "other processes" not in text(0.05, 0.1)
+    assert "other processes used up to 40 % of the processors, and slower for it: openvino:cpu:int4." in text(0.05, 0.4)
