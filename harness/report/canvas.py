@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from harness.report.figures import number
 
-WIDE = 920
+WIDE = 1030
 NARROW = 340
 """Widths in CSS pixels."""
 
