@@ -36,6 +36,7 @@ _LOG_WIDTH = 180
     "--json", "json_file", type=_FILE, default=None, metavar="FILE", help="Write all of it, with raw numbers."
 )
 @click.option("--markdown", type=_FILE, default=None, metavar="FILE", help="Write it for a pull request.")
+@click.option("--html", type=_FILE, default=None, metavar="FILE", help="Write it as a page of its own.")
 def diff(
     before: Path,
     after: Path,
@@ -50,6 +51,7 @@ def diff(
     everything: bool,
     json_file: Path | None,
     markdown: Path | None,
+    html: Path | None,
 ) -> None:
     """Compare the run AFTER with the run BEFORE, case by case and number by number.
 
@@ -75,6 +77,10 @@ def diff(
         _write(json_file, as_json(found, demands))
     if markdown is not None:
         _write(markdown, as_markdown(found, demands, everything=everything))
+    if html is not None:
+        from harness.report.diff_html import to_html  # plots take a second to import
+
+        _write(html, to_html(found, demands, parts[0], parts[1]))
     sys.exit(found.exit_status(demands))
 
 

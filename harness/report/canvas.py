@@ -29,7 +29,7 @@ NARROW = 340
 
 _ROLES = (
     "ink", "muted", "line", "waived", "quantisation", "implementation", "yardstick", "total", "fail",
-    "series-1", "series-2", "series-3", "series-4", "series-5",
+    "series-1", "series-2", "series-3", "series-4", "series-5", "surface", "pass",
 )  # fmt: skip
 COLOURS = {role: f"#0a0b{number:02x}" for number, role in enumerate(_ROLES, 1)}
 """The stand-in for each of the page's colours; `var(--role)` takes its place."""

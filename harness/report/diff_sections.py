@@ -104,7 +104,7 @@ def _regressions(diff: Diff, limit: int | None) -> Iterator[Section]:
         cases = [case for case in diff.of(Change.REGRESSION) if case.target == target.target]
         if cases:
             local = target.first_bad or f"not localised; try: phi3-conformance localise {target.target}"
-            cases.sort(key=_weight, reverse=True)
+            cases.sort(key=weight, reverse=True)
             rows = [(case.case, f"{case.before} -> {case.after}", _what(case)) for case in cases[:limit]]
             title = f"REGRESSION of {target.target} ({len(cases)})"
             yield Section(title, local, ("case", "outcome", "what"), rows, len(cases) - len(rows))
@@ -126,13 +126,14 @@ def _groups(diff: Diff, change: Change, limit: int | None) -> Section:
 
 
 def _listed(diff: Diff, change: Change, note: str, limit: int | None) -> Section:
-    cases = sorted(diff.of(change), key=_weight, reverse=True)
+    cases = sorted(diff.of(change), key=weight, reverse=True)
     rows = [(case.target, case.case, f"{case.before} -> {case.after}", _what(case)) for case in cases[:limit]]
     title = f"{change.value} ({len(cases)})" if cases else ""
     return Section(title, note, ("target", "case", "outcome", "what"), rows, len(cases) - len(rows))
 
 
-def _weight(case: CaseChange) -> float:
+def weight(case: CaseChange) -> float:
+    """What to sort cases by: how much the number that moved most says."""
     return case.moves[0].weight if case.moves else 0.0
 
 
@@ -187,14 +188,19 @@ def _noise(diff: Diff) -> Section:
 
 
 def _speed(diff: Diff, demands: Demands, limit: int | None) -> Section:
-    slow = diff.too_slow(demands)
     judged = f"; judged: more than x {demands.slower:g} slower" if demands.slower is not None else "; not judged"
-    order = sorted(diff.speed, key=lambda change: (change not in slow, not change.beyond, -abs(change.ratio - 1)))
-    order = [change for change in order if change.beyond or abs(change.ratio - 1) > _LEAST]
+    order = sorted_speed(diff, demands)
     rows = [_speed_row(change) for change in order[:limit]]
     note = "after over before, medians; less is better" + judged
     header = ("target", "what", "before", "after", "ratio", "noise", "")
     return Section("Speed and size" if order else "", note, header, rows, len(order) - len(rows))
+
+
+def sorted_speed(diff: Diff, demands: Demands) -> list[SpeedChange]:
+    """The quantities that moved, those first that are too slow, then those beyond their noise."""
+    slow = diff.too_slow(demands)
+    order = sorted(diff.speed, key=lambda change: (change not in slow, not change.beyond, -abs(change.ratio - 1)))
+    return [change for change in order if change.beyond or abs(change.ratio - 1) > _LEAST]
 
 
 def _speed_row(change: SpeedChange) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ _LINES: dict[str, dict[str, Any]] = {
 }
 
 
-class _Frame(msgspec.Struct, frozen=True):
+class Frame(msgspec.Struct, frozen=True):
     """What all panels of a plot have in common: what the axes are called, their limits, the panels' size."""
 
     x: str
@@ -41,11 +41,12 @@ class _Frame(msgspec.Struct, frozen=True):
     across: tuple[float, float]
     up: tuple[float, float]
     logarithmic_x: bool = False
+    logarithmic_y: bool = True
     columns: int = 3
     height: float = 116
 
 
-class _Panel(msgspec.Struct, frozen=True):
+class Panel(msgspec.Struct, frozen=True):
     """One panel: its title, what draws into it, its tone (fail, waived or none), whether the title is code."""
 
     title: str
@@ -76,9 +77,9 @@ def plot_positions(found: Sequence[ByPosition], window: int | None, tones: Mappi
     legend += [Line2D([], [], label=f"window of {marked}", **_WINDOW)] if marked is not None else []
     errors = sorted(y for one in found for _, values in one.lines.values() for y in values)
     # A first position without rounding may be exact, and would press all others together.
-    frame = _Frame("position", unit, (0, last + 1), _span(errors[len(errors) // 50 :]))
-    panels = [_Panel(one.target, partial(draw, one), tones.get(one.target, "")) for one in found]
-    return _plot(name, f"{what} by position for {len(found)} targets", frame, panels, legend)
+    frame = Frame("position", unit, (0, last + 1), span(errors[len(errors) // 50 :]))
+    panels = [Panel(one.target, partial(draw, one), tones.get(one.target, "")) for one in found]
+    return draw_panels(name, f"{what} by position for {len(found)} targets", frame, panels, legend)
 
 
 def _with_gaps(positions: Sequence[float], errors: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -103,7 +104,7 @@ def plot_layers(found: Localisation, name: str) -> Plot:
     phases = [phase for phase in ("prefill", "decode") if any(one.phase == phase for one in found.sublayers)]
     first = found.bad[0].place if found.bad else ""
     ratios = [ratio for one in found.sublayers for ratio in (one.ratio_typical, one.ratio_worst)]
-    low, high = _span([max(ratio, _DULL) for ratio in [*ratios, found.typical_limit, found.worst_limit]])
+    low, high = span([max(ratio, _DULL) for ratio in [*ratios, found.typical_limit, found.worst_limit]])
 
     def draw(phase: str, axes: Axes) -> None:
         ones = [one for one in found.sublayers if one.phase == phase]
@@ -128,9 +129,9 @@ def plot_layers(found: Localisation, name: str) -> Plot:
         Line2D([], [], color=COLOURS["fail"], linewidth=0.9, label="limit of the worst"),
     ]
     most = max(sum(one.phase == phase for one in found.sublayers) for phase in phases)
-    frame = _Frame("layer", "yardsticks", (-0.7, most - 0.3), (low, high * 1.6), columns=2, height=150)
-    panels = [_Panel(phase, partial(draw, phase), code=False) for phase in phases]
-    return _plot(name, f"Error by sublayer of {found.target}: {found.sentence}", frame, panels, legend)
+    frame = Frame("layer", "yardsticks", (-0.7, most - 0.3), (low, high * 1.6), columns=2, height=150)
+    panels = [Panel(phase, partial(draw, phase), code=False) for phase in phases]
+    return draw_panels(name, f"Error by sublayer of {found.target}: {found.sentence}", frame, panels, legend)
 
 
 def _name_layers(axes: Axes, ones: Sequence[Sublayer]) -> None:
@@ -166,18 +167,18 @@ def plot_speed(found: dict[str, list[Pace]], first_token: bool) -> Plot | None:
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.xaxis.set_minor_locator(NullLocator())
 
-    lengths = _apart([length for pace in paces for length in pace.lengths])
+    lengths = apart([length for pace in paces for length in pace.lengths])
     shown = [precision for precision in _PRECISIONS if any(pace.precision == precision for pace in paces)]
     legend = [Line2D([], [], label=precision, **styles[precision]) for precision in shown]
-    up = _span(time for pace in paces for times in times_of(pace) for time in times)
-    frame = _Frame("tokens of the prompt", "ms", (lengths[0] / 1.4, lengths[-1] * 1.4), up, logarithmic_x=True)
-    panels = [_Panel(device, partial(draw, ones)) for device, ones in found.items()]
+    up = span(time for pace in paces for times in times_of(pace) for time in times)
+    frame = Frame("tokens of the prompt", "ms", (lengths[0] / 1.4, lengths[-1] * 1.4), up, logarithmic_x=True)
+    panels = [Panel(device, partial(draw, ones)) for device, ones in found.items()]
     what = "Time to the first token" if first_token else "Time for each further token"
     name = "speed-first" if first_token else "speed-token"
-    return _plot(name, f"{what} by length of prompt for {len(found)} devices", frame, panels, legend)
+    return draw_panels(name, f"{what} by length of prompt for {len(found)} devices", frame, panels, legend)
 
 
-def _apart(lengths: Iterable[int]) -> list[int]:
+def apart(lengths: Iterable[int]) -> list[int]:
     """The lengths that are far enough from each other for their labels, the greatest among them."""
     ordered = sorted({max(1, length) for length in lengths})
     kept = [ordered[-1]]
@@ -191,13 +192,13 @@ def _drawn(value: float) -> float:
     return max(value, _DULL) if math.isfinite(value) else math.nan
 
 
-def _span(values: Iterable[float]) -> tuple[float, float]:
+def span(values: Iterable[float]) -> tuple[float, float]:
     """Limits of a log scale around what can be shown on one, with some room."""
     shown = [max(value, _FLOOR) for value in values if math.isfinite(value) and value > 0]
     return (min(shown) / 1.6, max(shown) * 1.6) if shown else (0.1, 10.0)
 
 
-def _plot(name: str, label: str, frame: _Frame, panels: Sequence[_Panel], legend: list[Line2D]) -> Plot:
+def draw_panels(name: str, label: str, frame: Frame, panels: Sequence[Panel], legend: list[Any]) -> Plot:
     """Some panels to a row where there is room, one below the other where not."""
     across = (min(frame.columns, len(panels)), 1)
     in_legend = (5, 2)
@@ -212,7 +213,8 @@ def _plot(name: str, label: str, frame: _Frame, panels: Sequence[_Panel], legend
         for at, panel in enumerate(panels):
             row, column = divmod(at, n)
             axes = place(figure, left + column * (width + gap), tops[narrow] + 20 + row * pitch, width, frame.height)
-            axes.set(yscale="log", xlim=frame.across, ylim=frame.up, xscale="log" if frame.logarithmic_x else "linear")
+            scales = ["log" if is_log else "linear" for is_log in (frame.logarithmic_x, frame.logarithmic_y)]
+            axes.set(xscale=scales[0], yscale=scales[1], xlim=frame.across, ylim=frame.up)
             _fill(axes, panel, frame)
             if column:
                 axes.tick_params(labelleft=False)
@@ -228,7 +230,7 @@ def _plot(name: str, label: str, frame: _Frame, panels: Sequence[_Panel], legend
     return plot(name, label, draw, (heights[0], heights[1]))
 
 
-def _fill(axes: Axes, panel: _Panel, frame: _Frame) -> None:
+def _fill(axes: Axes, panel: Panel, frame: Frame) -> None:
     if not frame.logarithmic_x:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(axis="y")
