@@ -15,13 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from harness import __version__
 from harness.devices import parse_interpreters
-from harness.errors import PackageError
+from harness.errors import PackageError, UsageError
 from harness.options import DEFAULT_CHECKPOINT, POLICY, WAIVERS
 from harness.signoff.candidates import read_plan, with_ready_made
 from harness.signoff.package import read_files, write_zip
+from harness.signoff.report import PAGE
 from harness.signoff.session import Request, sign_off
 from harness.signoff.suite import CANDIDATES, CORE, SUITE
-from harness.signoff.verify import Verified, verify
+from harness.signoff.verify import Verified, rendered, verify
 
 _FILE = click.Path(path_type=Path)
 
@@ -111,7 +112,8 @@ def pack(package: Path, out: Path) -> None:
 @signoff.command("verify")
 @click.argument("package", type=_FILE)
 @click.option("--manifest-sha256", default="", metavar="HEX", help="Refuse a package with another manifest.")
-def verify_package(package: Path, manifest_sha256: str) -> None:
+@click.option("--html", type=_FILE, default=None, metavar="FILE", help="Draw its page anew, of a whole package only.")
+def verify_package(package: Path, manifest_sha256: str, html: Path | None) -> None:
     """Verify PACKAGE, a folder or a zip file: nothing changed, missing or added, and its numbers give its verdicts.
 
     Ends with status 0 if it is whole and signed off, 1 if it is whole and not signed off, 2 if it is refused.
@@ -132,7 +134,17 @@ def verify_package(package: Path, manifest_sha256: str) -> None:
     for candidate in conclusion.candidates:
         click.echo(f"  {candidate.outcome:8} {candidate.name}")
     click.echo(conclusion.sentence)
+    if html is not None:
+        _write(html, rendered(PAGE, found.package))
     sys.exit(0 if conclusion.passed else 1)
+
+
+def _write(path: Path, page: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(page)
+    except OSError as error:
+        raise UsageError(f"the page {path} cannot be written: {error}", "name another file") from None
 
 
 @contextmanager

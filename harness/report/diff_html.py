@@ -126,7 +126,9 @@ def to_html(diff: Diff, demands: Demands, before: RunRecord, after: RunRecord) -
         speed=sorted_speed(diff, demands),
         slow=slow,
         judged=demands.slower,
-        speed_plots=[p for first in (True, False) if (p := plot_ratios(diff.speed, slow, first_token=first)) is not None],
+        speed_plots=[
+            p for first in (True, False) if (p := plot_ratios(diff.speed, slow, first_token=first)) is not None
+        ],
         runs=_runs(diff, before, after),
         rows=_ROWS,
         names=_NAMES,
@@ -225,5 +227,3 @@ def times(before: float, after: float) -> str:
 def quantity(change: SpeedChange, value: float) -> str:
     """A time or a size with its unit."""
     return size(value) if change.unit == "bytes" else f"{number(value, 3)} {change.unit}"
-
-

@@ -52,8 +52,9 @@ def plot_both(found: Both) -> Plot:
         axes.set_ylabel(f"{found.what.lower().replace('kl', 'KL')}, {found.unit}", fontsize=8.5)
         for at, what in ends:
             axes.axvline(at, **_BOUND)
-            style: dict[str, Any] = {"ha": "left" if at == max(ends)[0] else "right", "color": COLOURS["muted"], "fontsize": 8.5}
-            axes.text(at, 1.02, f" {what} ", transform=axes.get_xaxis_transform(), **style)
+            style: dict[str, Any] = {"ha": "left" if at == max(ends)[0] else "right", "fontsize": 8.5}
+            style |= {"transform": axes.get_xaxis_transform(), "color": COLOURS["muted"]}
+            axes.text(at, 1.02, f" {what} ", **style)
         for line, style in zip(lines, (_BEFORE, _AFTER, _YARDSTICK), strict=True):
             axes.plot(*_drawn(line), **style)
         wild = [x for x, y in zip(*found.after, strict=True) if not math.isfinite(y)]
@@ -107,7 +108,7 @@ def _bounds(change: SpeedChange) -> tuple[float, ...]:
 
 def _draw_ratios(ones: Sequence[SpeedChange], lengths: Sequence[int], axes: Axes) -> None:
     known = [one for one in ones if one.noise is not None]
-    xs = [one.prompt_tokens for one in known]
+    xs = [float(one.prompt_tokens) for one in known]
     noise = [one.noise for one in known if one.noise is not None]
     if len(known) == 1:
         xs, noise = [xs[0] / 1.2, xs[0] * 1.2], noise * 2

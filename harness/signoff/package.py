@@ -2,7 +2,7 @@
 
     manifest.json              the SHA-256 and the size of every other file
     signoff.json               the conclusion: see harness.signoff.conclude
-    report.md                  the same for people: every renderer of harness.signoff.report
+    report.md, report.html     the same for people: every renderer of harness.signoff.report
     candidates.json            what was to be signed off
     policy.toml, waivers.toml  by what it was judged
     suite/NAME.jsonl           the prompts, and goldens/NAME.json, the manifests of their goldens

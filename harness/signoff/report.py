@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from harness.signoff.suite import MIN_ITEMS, text_of
 
 NONE = "-"
 REPORT = "report.md"
+PAGE = "report.html"
 _LONGEST_TEXT = 300
 
 
@@ -286,6 +288,29 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
+def as_html(found: Conclusion, records: Mapping[str, RunRecord], policy: Policy, suite: PromptSuite) -> str:
+    """The same as a page with plots."""
+    from harness.signoff import html  # plots take a second to import
+
+    return html.as_html(found, records, policy, suite)
+
+
+def plotted_elsewhere(ours: str, theirs: str) -> str:
+    """The version of matplotlib that drew the plots of their page, where it is not ours and all else is the same.
+
+    Another version draws the same in other words, so that plots cannot be compared by their bytes; empty where the two
+    pages differ in anything else.
+    """
+    versions = [_PLOTTED.search(page) for page in (ours, theirs)]
+    if versions[0] is None or versions[1] is None or versions[0][1] == versions[1][1]:
+        return ""
+    rest = [_PLOTTED.sub("", _PLOT.sub("<svg>", page)) for page in (ours, theirs)]
+    return versions[1][1] if rest[0] == rest[1] else ""
+
+
+_PLOT = re.compile(r"<svg .*?</svg>", re.DOTALL)
+_PLOTTED = re.compile(r'<span id="plotted">Plots by matplotlib ([0-9A-Za-z.+]{1,40})\.</span>')
+
 Renderer = Callable[[Conclusion, Mapping[str, RunRecord], Policy, PromptSuite], str]
-RENDERERS: Mapping[str, Renderer] = {REPORT: as_markdown}
+RENDERERS: Mapping[str, Renderer] = {REPORT: as_markdown, PAGE: as_html}
 """Every report of a package by its file's name. Verifying renders each again, so it must depend on nothing else."""
