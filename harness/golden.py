@@ -140,10 +140,17 @@ class Golden:
         return found
 
     def hidden_states(self, prompt_id: str) -> NDArray[np.float32] | None:
-        """`[L + 1, n + m, H]` float32 where they were kept for this case, else None."""
+        """`[L + 1, n + m, H]` float32 where they were kept for this case, else None. Raises GoldenError otherwise."""
         if HIDDEN not in self.manifest.files or prompt_id not in self._keys(HIDDEN):
             return None
-        return self._tensor(HIDDEN, prompt_id)
+        found = self._tensor(HIDDEN, prompt_id)
+        rows = len(self.case(prompt_id).sequence)
+        if found.ndim != 3 or found.shape[1] != rows or found.dtype != np.float32:
+            raise GoldenError(
+                f"{self.folder / HIDDEN}: {prompt_id} is {found.dtype} {found.shape}, not float32 (layers, {rows}, width)",
+                record_command(self.manifest.suite),
+            )
+        return found
 
     def _keys(self, name: str) -> list[str]:
         try:
