@@ -147,7 +147,8 @@ class Golden:
         rows = len(self.case(prompt_id).sequence)
         if found.ndim != 3 or found.shape[1] != rows or found.dtype != np.float32:
             raise GoldenError(
-                f"{self.folder / HIDDEN}: {prompt_id} is {found.dtype} {found.shape}, not float32 (layers, {rows}, width)",
+                f"{self.folder / HIDDEN}: {prompt_id} is {found.dtype} {found.shape}, "
+                f"not float32 [layers, {rows}, width]",
                 record_command(self.manifest.suite),
             )
         return found
