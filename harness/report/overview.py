@@ -24,6 +24,7 @@ _TITLES = {
     "test_logits": "prompts",
     "test_logits_of_suite": "suites",
     "test_known_faults": "known faults",
+    "test_speed": "speed",
     "test_greedy_form": "form",
     "test_greedy_match": "match",
     "test_greedy_regret": "regret",
