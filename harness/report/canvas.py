@@ -103,7 +103,7 @@ def logarithmic(axes: Axes, which: str, most: int) -> None:
     axis: Axis = axes.xaxis if which == "x" else axes.yaxis
     if scale == "log":
         low, high = sorted(axes.get_xlim() if which == "x" else axes.get_ylim())
-        finer = low > 0 and high / low < 200  # a decade or two alone would have one tick or two
+        finer = low > 0 and high < 200 * low  # a decade or two alone would have one tick or two
         axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if finer else (1.0,), numticks=most))
         axis.set_minor_locator(NullLocator())  # a tick costs milliseconds, and nobody looks at these
         axis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))

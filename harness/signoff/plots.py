@@ -23,11 +23,12 @@ from harness.report.figures import number
 from harness.signoff.conclude import PASS, Conclusion, Judged
 
 _MEGABYTE = 1e6
-# Below this two sets of logits are equal in FP32.
-_FLOOR = 1e-9
+# Below the first two sets of logits are equal in FP32; above the other nothing is a figure of a model.
+_FLOOR, _CEILING = 1e-9, 1e6
 # CSS pixels to a letter and to a line of small monospace text.
 _LETTER, _LINE = 6.1, 14.0
 _LIMIT: dict[str, Any] = {"color": COLOURS["fail"], "linewidth": 1.1}
+_RED: dict[str, Any] = {"color": COLOURS["fail"]}
 _SMALL: dict[str, Any] = {"fontsize": 8.5, "color": COLOURS["muted"]}
 
 Box = tuple[float, float, float, float]
@@ -70,8 +71,8 @@ def plot_front(found: Conclusion, limits: SignoffLimits) -> Plot | None:
         axes.set_xlabel("size, MB (smaller is better)", fontsize=9)
         axes.set_ylabel("mean KL from the golden, nat", fontsize=9)
         axes.axhline(limits.kl_mean.limit, **_LIMIT)
-        transform = axes.get_yaxis_transform()
-        axes.text(1, limits.kl_mean.limit * 1.04, "limit", transform=transform, ha="right", **(_SMALL | _red()))
+        words: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", **_SMALL, **_RED}
+        axes.text(1, limits.kl_mean.limit * 1.04, f"limit {number(limits.kl_mean.limit)}", **words)
         _steps(axes, front)
         for point in points:
             _dot(axes, point)
@@ -80,7 +81,7 @@ def plot_front(found: Conclusion, limits: SignoffLimits) -> Plot | None:
         _name(axes, points, [(size, kl) for size, kl in front], field, narrow)
         if narrow:
             for at, point in enumerate(points):
-                x, y = (0.0 if at < key else 0.5) * width - 50, height + 64 + 15 * (at % key)
+                x, y = (0.0 if at < key else 0.56) * width - 50, height + 64 + 15 * (at % key)
                 _key(axes, f"{at + 1:>2} {shorten(point.name, 18)}", (x / width, 1 - y / height), point.good)
 
     return plot("front", label, draw, (412, 420 + 15 * key))
@@ -89,10 +90,6 @@ def plot_front(found: Conclusion, limits: SignoffLimits) -> Plot | None:
 def _key(axes: Axes, text: str, at: tuple[float, float], good: bool) -> None:
     colour = COLOURS["ink" if good else "fail"]
     axes.text(*at, text, transform=axes.transAxes, va="center", family="monospace", fontsize=8.25, color=colour)
-
-
-def _red() -> dict[str, Any]:
-    return {"color": COLOURS["fail"]}
 
 
 def _room(sizes: Sequence[float]) -> tuple[float, float]:
@@ -107,7 +104,7 @@ def _decades(points: Sequence[_Point], limit: float) -> tuple[float, float]:
 
 
 def _drawn(value: float) -> float:
-    return max(value, _FLOOR)
+    return min(max(value, _FLOOR), _CEILING)
 
 
 def _steps(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
@@ -122,7 +119,7 @@ def _steps(axes: Axes, front: Sequence[tuple[float, float]]) -> None:
 def _dot(axes: Axes, point: _Point) -> None:
     colour = COLOURS["pass" if point.good else "fail"]
     axes.vlines([point.size], [_drawn(point.kl.low)], [_drawn(point.kl.high)], color=colour, linewidth=1.4)
-    marker = {"marker": "o", "markersize": 6.5} if point.good else {"marker": "X", "markersize": 7}
+    marker = {"marker": "o", "markersize": 6.5} if point.good else {"marker": "X", "markersize": 6}
     axes.plot([point.size], [_drawn(point.kl.estimate)], linestyle="none", color=colour, **marker)  # type: ignore[arg-type]
 
 
@@ -274,7 +271,7 @@ def _draw_figure(axes: Axes, figure: _Figure, rows: Sequence[Judged], *, names: 
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: figure.shown(value)))
     text = f"limit {figure.shown(figure.limit)}"
-    axes.text(1, 1.025, text, transform=axes.transAxes, ha="right", va="bottom", **(_SMALL | _red()))
+    axes.text(1, 1.025, text, transform=axes.transAxes, ha="right", va="bottom", **{**_SMALL, **_RED})
 
 
 def _draw_interval(axes: Axes, figure: _Figure, line: float, found: Interval) -> None:
@@ -283,7 +280,8 @@ def _draw_interval(axes: Axes, figure: _Figure, line: float, found: Interval) ->
     good = judged >= figure.limit if figure.least else judged <= figure.limit
     colour = COLOURS["pass" if good else "fail"]
     low, middle, high, end = (
-        _drawn(value) if figure.logarithmic else value for value in (found.low, found.estimate, found.high, judged)
+        _drawn(value) if figure.logarithmic else _tamed(value)
+        for value in (found.low, found.estimate, found.high, judged)
     )
     axes.plot([low, high], [line, line], color=colour, linewidth=1.6)
     axes.plot([middle], [line], "o" if good else "X", color=colour, markersize=5.5)
@@ -294,5 +292,10 @@ def _limits_of(figure: _Figure, known: Sequence[Interval]) -> tuple[float, float
     ends = [end for interval in known for end in (interval.low, interval.high)] + [figure.limit]
     if figure.logarithmic:
         return min(map(_drawn, ends)) / 2, max(map(_drawn, ends)) * 2
+    ends = [_tamed(end) for end in ends]
     room = 0.08 * (max(ends) - min(ends)) or 0.01
     return min(ends) - room, max(ends) + room
+
+
+def _tamed(value: float) -> float:
+    return min(max(value, -_CEILING), _CEILING)

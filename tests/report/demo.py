@@ -143,7 +143,7 @@ def demo_record(
         "complete": True,
         "exit_status": int(failed),
         "command": ["pytest", "-c", "./pyproject.toml", "--record=./records/demo.json"],
-        "machine": _MACHINE,
+        "machine": MACHINE,
         "checkpoint": CheckpointRecord("phi-3-demo", Fingerprint("a1" * 32, "b2" * 32, "c3" * 32), WINDOW),
         "suites": {"core": "0e85a3f1" * 8, "long": "633488b3" * 8},
         "policy_sha256": "5f" * 32,
@@ -159,7 +159,7 @@ def demo_record(
     return RunRecord(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-_MACHINE = Machine(
+MACHINE = Machine(
     system="Windows",
     release="11 (10.0.26100)",
     architecture="AMD64",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,9 @@ import pytest
 from harness.record import RunRecord
 from harness.report.html import to_html
 from report.demo import demo_record
+from report.opened import DESKTOP, PHONE, Opened, contrast
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: python -m pip install playwright"
-)
-
-_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}
-_PHONE: dict[str, Any] = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 _TOKENS = "details[open] .tokens >> nth=1 >> .tok"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, _BROWSERS)), None)
-    if found is None:
-        pytest.skip("there is no Chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
@@ -49,37 +31,16 @@ def file(record: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class _Opened:
-    """A page with what it complained of and what it asked for."""
-
-    def __init__(self, browser: Any, file: Path, **options: Any) -> None:
-        self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.trouble: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.trouble.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(file.as_uri())
-        self.page.wait_for_selector("html[data-ready]", state="attached")
-
-    def keep(self, name: str, **options: Any) -> None:
-        """A screenshot, where somebody wants to look at it."""
-        folder = os.environ.get("REPORT_SCREENSHOTS")
-        if folder:
-            self.page.screenshot(path=str(Path(folder) / f"{name}.png"), **options)
-
-
 @pytest.fixture
-def opened(browser: Any, file: Path) -> Iterator[_Opened]:
-    one = _Opened(browser, file, **_DESKTOP)
+def opened(browser: Any, file: Path) -> Iterator[Opened]:
+    one = Opened(browser, file, **DESKTOP)
     yield one
     one.context.close()
     assert one.trouble == []
     assert [url for url in one.requests if not url.startswith(("file:", "data:"))] == []
 
 
-def test_the_verdict_is_in_sight_when_the_page_opens(opened: _Opened) -> None:
+def test_the_verdict_is_in_sight_when_the_page_opens(opened: Opened) -> None:
     opened.keep("desktop")
     seen = opened.page.evaluate(
         "() => [...document.querySelectorAll('h1, .word, .card h3 a')]"
@@ -90,7 +51,7 @@ def test_the_verdict_is_in_sight_when_the_page_opens(opened: _Opened) -> None:
     assert "openvino:npu:int4" in seen
 
 
-def test_nothing_goes_wrong_when_everything_is_opened(opened: _Opened) -> None:
+def test_nothing_goes_wrong_when_everything_is_opened(opened: Opened) -> None:
     page = opened.page
     page.evaluate("() => document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     page.wait_for_timeout(100)
@@ -108,7 +69,7 @@ def _tip(page: Any) -> str:
     return " ".join(tip.inner_text().split())
 
 
-def test_hovering_shows_what_golden_and_device_expect(opened: _Opened, record: RunRecord) -> None:
+def test_hovering_shows_what_golden_and_device_expect(opened: Opened, record: RunRecord) -> None:
     page = opened.page
     token = page.locator(_TOKENS).nth(9)
     token.scroll_into_view_if_needed()
@@ -136,7 +97,7 @@ def test_hovering_shows_what_golden_and_device_expect(opened: _Opened, record: R
     assert not page.locator("#tip").is_visible()
 
 
-def test_tokens_beyond_their_limit_differ_in_more_than_colour(opened: _Opened) -> None:
+def test_tokens_beyond_their_limit_differ_in_more_than_colour(opened: Opened) -> None:
     beyond = opened.page.locator(f"{_TOKENS}.beyond")
     assert beyond.count() > 3
     assert "underline" in beyond.first.evaluate("(one) => getComputedStyle(one).textDecorationLine")
@@ -145,7 +106,7 @@ def test_tokens_beyond_their_limit_differ_in_more_than_colour(opened: _Opened) -
     assert "another token is likeliest" in legend
 
 
-def test_the_keyboard_alone_reaches_tokens_and_walks_through_them(opened: _Opened) -> None:
+def test_the_keyboard_alone_reaches_tokens_and_walks_through_them(opened: Opened) -> None:
     page = opened.page
     page.keyboard.press("Tab")
     assert page.evaluate("() => document.activeElement.className") == "skip-link"
@@ -174,7 +135,7 @@ def test_the_keyboard_alone_reaches_tokens_and_walks_through_them(opened: _Opene
     assert int(page.evaluate(where)) > below
 
 
-def test_another_target_has_other_colours(opened: _Opened) -> None:
+def test_another_target_has_other_colours(opened: Opened) -> None:
     page = opened.page
     heat = f"{_TOKENS}[class*=heat-4]"
     assert page.locator(heat).count() > 3
@@ -184,37 +145,9 @@ def test_another_target_has_other_colours(opened: _Opened) -> None:
     assert page.locator("details[open] .token-note").all_inner_texts()
 
 
-def _contrast(page: Any, selector: str) -> float:
-    """The least contrast of text with what is behind it, by WCAG, over the elements in sight."""
-    least: float = page.evaluate(
-        """(selector) => {
-          const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
-          const light = (rgb) => rgb.slice(0, 3).map((v) => v / 255)
-            .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
-            .reduce((sum, v, at) => sum + v * [0.2126, 0.7152, 0.0722][at], 0);
-          const behind = (one) => {
-            for (let at = one; at; at = at.parentElement) {
-              const colour = parts(getComputedStyle(at).backgroundColor);
-              if (colour.length < 4 || colour[3] > 0.99) return colour;
-            }
-            return [255, 255, 255];
-          };
-          let least = 99;
-          for (const one of document.querySelectorAll(selector)) {
-            if (!one.textContent.trim() || !one.getClientRects().length) continue;
-            const [a, b] = [light(parts(getComputedStyle(one).color)), light(behind(one))];
-            least = Math.min(least, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
-          }
-          return least;
-        }""",
-        selector,
-    )
-    return least
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_light_and_dark(browser: Any, file: Path, scheme: str) -> None:
-    opened = _Opened(browser, file, color_scheme=scheme, **_DESKTOP)
+    opened = Opened(browser, file, color_scheme=scheme, **DESKTOP)
     opened.keep(scheme)
     page = opened.page
     page.evaluate("() => document.querySelectorAll('details').forEach((one) => { one.open = true; })")
@@ -225,7 +158,7 @@ def test_text_stands_out_in_light_and_dark(browser: Any, file: Path, scheme: str
             ".chip, .cell, .word",
             ".tok, mark",
         ):
-            assert _contrast(page, selector) >= 4.5, selector
+            assert contrast(page, selector) >= 4.5, selector
     background = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 150) is (scheme == "dark")
     ink = page.locator("svg.plot-wide text").first.evaluate("(one) => getComputedStyle(one).fill")
@@ -235,7 +168,7 @@ def test_text_stands_out_in_light_and_dark(browser: Any, file: Path, scheme: str
 
 
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser: Any, file: Path) -> None:
-    opened = _Opened(browser, file, **_PHONE)
+    opened = Opened(browser, file, **PHONE)
     page = opened.page
     opened.keep("phone")
     page.evaluate("() => document.querySelectorAll('details').forEach((one) => { one.open = true; })")
@@ -259,7 +192,7 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(browser: Any, file: 
 
 
 def test_a_finger_shows_the_tip_and_takes_it_away(browser: Any, file: Path) -> None:
-    opened = _Opened(browser, file, **_PHONE)
+    opened = Opened(browser, file, **PHONE)
     page = opened.page
     token = page.locator(_TOKENS).nth(9)
     token.scroll_into_view_if_needed()
@@ -275,7 +208,7 @@ def test_a_finger_shows_the_tip_and_takes_it_away(browser: Any, file: Path) -> N
     opened.context.close()
 
 
-def test_paper_gets_the_failures_opened_and_no_controls(opened: _Opened, tmp_path: Path) -> None:
+def test_paper_gets_the_failures_opened_and_no_controls(opened: Opened, tmp_path: Path) -> None:
     page = opened.page
     page.emulate_media(media="print", color_scheme="dark")
     page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
@@ -291,7 +224,7 @@ def test_paper_gets_the_failures_opened_and_no_controls(opened: _Opened, tmp_pat
 
 
 def test_without_javascript_the_text_is_there(browser: Any, file: Path) -> None:
-    context = browser.new_context(java_script_enabled=False, **_DESKTOP)
+    context = browser.new_context(java_script_enabled=False, **DESKTOP)
     page = context.new_page()
     page.goto(file.as_uri())
     assert "need JavaScript" in page.locator("#prompts").inner_text()
@@ -299,7 +232,7 @@ def test_without_javascript_the_text_is_there(browser: Any, file: Path) -> None:
     context.close()
 
 
-def test_every_control_and_picture_has_a_name(opened: _Opened) -> None:
+def test_every_control_and_picture_has_a_name(opened: Opened) -> None:
     page = opened.page
     nameless = page.evaluate(
         "() => [...document.querySelectorAll('svg, section, [role=region], [role=group], nav')]"

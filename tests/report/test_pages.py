@@ -9,7 +9,6 @@ import math
 import re
 import zlib
 from collections.abc import Callable
-from html.parser import HTMLParser
 from typing import Any
 
 import msgspec
@@ -22,38 +21,7 @@ from harness.report.tokens import token_data, token_targets
 from harness.target import Evidence, EvidenceLevel, Unavailable
 from report.demo import STORIES, demo_record
 from report.demo_cases import Story
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}\"' & ]]>"
-
-
-class _Page(HTMLParser):
-    """The elements of a page, its text, and what would make it do or fetch something."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.ids: list[str] = []
-        self.words: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self.ids += [value for name, value in attrs if name == "id" and value]
-        self._open.append(tag)
-
-    def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] not in ("script", "style"):
-            self.words.append(data)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self._open:
-            while self._open.pop() != tag:
-                pass
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+from report.parsed import HOSTILE, Page
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +35,7 @@ def html(record: RunRecord) -> str:
 
 
 def test_the_verdict_comes_first_and_says_what_failed_and_why(html: str) -> None:
-    text = _Page(html).text
+    text = Page(html).text
     assert text.index("FAIL") < text.index("5 of 12 targets fail") < text.index("What failed, and why") < 1400
     start, end = text.index("What failed, and why"), text.index("Targets by suites", text.index("What failed, and why"))
     why = text[start:end]
@@ -84,7 +52,7 @@ def test_the_verdict_comes_first_and_says_what_failed_and_why(html: str) -> None
 
 
 def test_every_part_is_there_and_leads_somewhere(html: str) -> None:
-    page = _Page(html)
+    page = Page(html)
     assert {name for name, _ in PARTS} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
@@ -107,7 +75,7 @@ def test_the_matrix_counts_cases_in_signs_and_in_words(html: str) -> None:
 
 
 def test_known_defects_and_skips_are_listed_with_their_terms_and_remedies(html: str) -> None:
-    text = _Page(html).text
+    text = Page(html).text
     assert "ort-genai-window-wrong 2 cases of ort-genai:cpu:int4" in text
     assert "Owner conformance team · expires 2027-03-01" in text
     skips = text[text.index("Not run here") :]
@@ -116,7 +84,7 @@ def test_known_defects_and_skips_are_listed_with_their_terms_and_remedies(html: 
 
 
 def test_evidence_machine_versions_and_hashes_are_there(html: str, record: RunRecord) -> None:
-    text = _Page(html).text
+    text = Page(html).text
     for fact in (
         "npu_busy_time_us: busy 2.3 s of 3.1 s of work, whole device",
         "Intel(R) AI Boost, driver npu 32.0.100.4023, firmware 20260912",
@@ -130,7 +98,7 @@ def test_evidence_machine_versions_and_hashes_are_there(html: str, record: RunRe
 
 
 def test_nothing_is_asked_of_any_network(html: str) -> None:
-    page = _Page(html)
+    page = Page(html)
     assert not [
         tag for tag, _ in page.tags if tag in ("iframe", "object", "embed", "img", "audio", "video", "base", "form")
     ]
@@ -186,7 +154,7 @@ def _hostile(record: RunRecord) -> RunRecord:
 
 def test_text_of_a_record_is_only_ever_text(record: RunRecord, html: str) -> None:
     hostile = to_html(_hostile(record))
-    page, honest = _Page(hostile), _Page(html)
+    page, honest = Page(hostile), Page(html)
     assert "7 * 7" in page.text
     assert "<img" not in hostile
     assert hostile.count("<script") == html.count("<script")
@@ -235,7 +203,7 @@ def test_what_is_not_finite_is_null_in_the_data_and_words_in_the_page(small: Run
     )
     changed = msgspec.structs.replace(record, cases=[broken, *(c for c in record.cases if c is not case)])
     assert _unpacked(changed)["details"][0][2]["kl"][:2] == [None, None]
-    text = _Page(to_html(changed)).text
+    text = Page(to_html(changed)).text
     assert "nan among the logits" in text
     assert not re.search(r"\b(nan|inf) (×|nat|logits|%)", text)
 
@@ -266,7 +234,7 @@ def small() -> RunRecord:
 @pytest.mark.parametrize("what", PARTIAL)
 def test_what_a_record_lacks_is_said_and_breaks_nothing(small: RunRecord, what: str) -> None:
     changed = msgspec.structs.replace(small, **PARTIAL[what](small))
-    page = _Page(to_html(changed))
+    page = Page(to_html(changed))
     assert {name for name, _ in PARTS} <= set(page.ids)
     assert "None" not in page.text.replace("Nonetheless", "")
     assert "nan" not in re.findall(r"[a-z]+", page.text.replace("nan among", ""))
@@ -276,7 +244,7 @@ def test_a_run_that_was_cut_short_is_marked(small: RunRecord) -> None:
     record = small
     passed = [case for case in record.cases if case.outcome == "PASS"][:30]
     changed = msgspec.structs.replace(record, cases=passed, complete=False, exit_status=2)
-    text = _Page(to_html(changed)).text
+    text = Page(to_html(changed)).text
     assert "INCOMPLETE The run was cut short; what it judged passes" in text
     assert "INCOMPLETE: the run was cut short after 30 cases" in text
 
@@ -291,7 +259,7 @@ def test_a_run_that_was_cut_short_is_marked(small: RunRecord) -> None:
 )
 def test_a_verdict_is_no_better_than_the_run(changes: dict[str, Any], word: str, headline: str) -> None:
     stories = {"openvino:cpu:int8": Story(), "ort-genai:cpu:int4": STORIES["ort-genai:cpu:int4"]}
-    text = _Page(to_html(msgspec.structs.replace(demo_record(stories), **changes))).text
+    text = Page(to_html(msgspec.structs.replace(demo_record(stories), **changes))).text
     assert f"{word} {headline}" in text
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 
 from harness.errors import PackageError
@@ -391,9 +392,55 @@ def test_what_was_measured_by_another_policy_is_measured_again(
 
 def test_an_unknown_report_is_refused(make_package: Make) -> None:
     folder = make_package()
-    (folder / "report.html").write_text("<h1>Signed off</h1>", encoding="utf-8")
+    (folder / "report.htm").write_text("<h1>Signed off</h1>", encoding="utf-8")
     reseal(folder)
-    assert problems(folder) == "report.html is no report of a sign-off"
+    assert problems(folder) == "report.htm is no file of a sign-off"
+
+
+def change_page(folder: Path, old: str, new: str) -> None:
+    path = folder / "report.html"
+    page = path.read_text(encoding="utf-8")
+    assert old in page
+    path.write_text(page.replace(old, new), encoding="utf-8", newline="\n")
+    reseal(folder)
+
+
+def test_a_page_that_says_something_else_is_found(signed: Signed, make_package: Make) -> None:
+    signed.cases["coarse"] = signed.good(0.05)
+    folder = make_package()
+    change_page(folder, "NOT SIGNED OFF", "SIGNED OFF")
+    assert problems(folder) == "report.html does not say what the numbers do"
+
+
+def test_a_page_with_other_plots_is_found(make_package: Make) -> None:
+    folder = make_package()
+    change_page(folder, ">mean KL, nat</text>", ">mean KL, bit</text>")
+    assert problems(folder) == "report.html does not say what the numbers do"
+
+
+def test_plots_of_another_matplotlib_are_not_compared_and_that_is_said(make_package: Make) -> None:
+    folder = make_package()
+    change_page(folder, ">mean KL, nat</text>", "> mean KL, nat </text>")
+    change_page(folder, f"Plots by matplotlib {matplotlib.__version__}.", "Plots by matplotlib 3.1.0rc1.")
+    found = verify(folder)
+    assert found.problems == ()
+    assert "matplotlib 3.1.0rc1 drew its plots, which were not compared" in found.notes[0]
+    change_page(folder, "The decision, candidate by candidate", "What was decided")
+    assert problems(folder) == "report.html does not say what the numbers do"
+
+
+def test_a_page_that_is_no_text_is_refused(make_package: Make) -> None:
+    folder = make_package()
+    (folder / "report.html").write_bytes(b"\xff\xfe")
+    reseal(folder)
+    assert problems(folder) == "report.html does not say what the numbers do"
+
+
+def test_a_number_too_large_to_be_a_perplexity_is_refused(make_package: Make) -> None:
+    folder = make_package()
+    edit(folder / "signoff.json", lambda plain: plain["candidates"][0]["nll_change"].update(high=1e5))
+    reseal(folder)
+    assert problems(folder)
 
 
 def test_where_a_ready_made_folder_lay_is_not_told(signed: Signed, make_package: Make) -> None:
