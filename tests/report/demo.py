@@ -1,4 +1,4 @@
-"""Records that look like those of real runs, made up: `python tests/report/demo.py OUT.json` writes one to look at.
+"""Records that look like those of real runs, made up: in `tests/`, `python -m report.demo OUT.json` writes one.
 
 Every target has a story (see `STORIES`), so that a page made from the record has one of everything: kernels that go
 wrong past the window, a quantisation that is too coarse, a driver that crashes, NaN, a device that nothing attests.
