@@ -79,6 +79,8 @@ def of_this_machine(root: Path, hosts: Iterable[str] = ()) -> Privacy:
     words = dict.fromkeys(_users(), "<user>")
     for host in (socket.gethostname(), *map(_machine, hosts)):
         words |= dict.fromkeys({host, host.split(".")[0]}, "<host>")
+    # The first part of an address is a number, and a number is many other things as well.
+    words = {word: shown for word, shown in words.items() if not word.isdigit()}
     words |= {account.partition("@")[0]: "<user>" for account in hosts if "@" in account}
     words = {word: shown for word, shown in words.items() if len(word) > 2 and word.lower() not in _ORDINARY}
     secrets = {value for name, value in os.environ.items() if is_secret(name) and len(value) >= _LEAST_SECRET}

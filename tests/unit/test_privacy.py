@@ -99,6 +99,11 @@ def test_an_ordinary_name_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert of_this_machine(Path("/src/tree")).hide("the root of localhost") == "the root of localhost"
 
 
+def test_a_number_in_an_address_stays_a_number_elsewhere() -> None:
+    privacy = of_this_machine(Path("/nowhere"), ["tester@127.0.0.1"])
+    assert privacy.hide("exit status 127 of 127.0.0.1") == "exit status 127 of <host>"
+
+
 def test_hosts_are_found_in_specifications() -> None:
     specs = ["lab1=ssh=me@there//python=/x", "lab2=ssh=-4 -p 22 -i /k other", "lab3=popen"]
     assert machines_named(specs) == ["me@there", "other"]
