@@ -1,4 +1,4 @@
-"""Two made-up runs with another driver between them; in `tests/`, `python -m report.demo_pair A.json B.json` writes them.
+"""Two made-up runs with another driver between them: `python -m report.demo_pair A.json B.json` in `tests/`.
 
 The newer driver breaks the window of one target, mends a case, loses some, and is slower to the first token.
 """
