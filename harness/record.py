@@ -231,6 +231,8 @@ class RunRecord(msgspec.Struct, frozen=True):
     cases: list[CaseRecord]
     hosts: dict[str, Machine] = {}
     runtimes: list[RuntimeReport] = []
+    goldens: dict[str, str] = {}
+    """By suite the hash in the golden's manifest, which covers its files; of the goldens that the run verified."""
     prompts: list[PromptRecord] = []
     words: dict[str, str] = {}
     """The text of every token id in the record, by the id as a string: JSON has no other keys."""

@@ -106,6 +106,11 @@ class Run:
             self._goldens[suite.name] = found
         return self._goldens[suite.name]
 
+    @property
+    def goldens(self) -> Mapping[str, Golden]:
+        """The goldens verified so far, by suite."""
+        return self._goldens
+
     def case(self, suite: PromptSuite, prompt_id: str) -> PromptCase:
         """A prompt with its golden."""
         golden = self.golden(suite)

@@ -209,6 +209,10 @@ class State:
             self._goldens[suite.name] = found
         return self._goldens[suite.name]
 
+    def _verified(self) -> dict[str, Golden]:
+        """By suite every golden that this process has opened, whose files were then those of its manifest."""
+        return {**self._goldens, **(self._run.goldens if self._run is not None else {})}
+
     def close(self) -> None:
         """Stop workers and delete scratch files. Takes up to 20 s a worker."""
         if self._run is not None:
@@ -251,6 +255,7 @@ class State:
             machine=self._machine,
             checkpoint=checkpoint,
             suites={suite.name: suite.sha256 for suite in self._suites or ()},
+            goldens={name: golden.manifest.own_sha256 for name, golden in sorted(self._verified().items())},
             policy_sha256=_hash(self.options.policy),
             waivers_sha256=_hash(self.options.waivers),
             sessions=[],

@@ -90,6 +90,7 @@ def compare_surroundings(before: RunRecord, after: RunRecord) -> Surroundings:
         *_machines("", before.machine, after.machine),
         *_named(Area.ENVIRONMENT, before.environment, after.environment),
         *_hashes(Area.PROMPTS, before.suites, after.suites),
+        *_hashes(Area.GOLDEN, before.goldens, after.goldens),
         *_goldens(before, after),
         *_one(Area.POLICY, "policy.toml, sha256", before.policy_sha256[:16], after.policy_sha256[:16]),
         *_one(Area.WAIVERS, "waivers.toml, sha256", before.waivers_sha256[:16], after.waivers_sha256[:16]),

@@ -314,6 +314,11 @@ def test_another_golden_of_the_same_prompts_is_a_cause() -> None:
     assert found.surroundings.sentence == "Only the golden changed."
 
 
+def test_another_golden_is_told_by_its_hash() -> None:
+    found = compare(record(PASSES, goldens={"core": "a" * 64}), record(PASSES, goldens={"core": "b" * 64}))
+    assert found.surroundings.sentence == "Only the golden changed."
+
+
 @pytest.mark.parametrize("part", ["weights", "tokenizer", "config"])
 def test_runs_of_different_checkpoints_are_refused(part: str) -> None:
     other = CheckpointRecord("tiny", msgspec.structs.replace(Fingerprint("w", "t", "c"), **{part: "x"}))
