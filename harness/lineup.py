@@ -41,10 +41,12 @@ def _prompts(session: TargetSession) -> list[PromptCase]:
     chosen = choose_probes(run, session.info)
     able = session.info.capabilities if session.info else None
     every = [run.case(suite, case.id) for suite in run.settings.suites for case in run.golden(suite).manifest.cases]
+    taken = {(prompt.suite, prompt.id) for prompt in chosen}  # asked twice, its errors would count as independent
     far = [
         prompt
         for prompt in every
         if window
+        and (prompt.suite, prompt.id) not in taken
         and len(prompt.case.sequence) > window + 8
         and not (able and able.refuses(len(prompt.case.tokens), len(prompt.case.continuation)))
     ]

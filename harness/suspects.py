@@ -31,6 +31,8 @@ SIZED = "larger"
 """How the names end of suspects that have a size, of which a device may have more, or the opposite."""
 # Neighbouring positions share keys, values and rounding: they are left out together for the standard error.
 _BLOCK = 8
+# Blocks with an effect, of which a standard error is known: of one it is always 0, and of two much too often small.
+_FEWEST = 3
 
 
 class Lineup(msgspec.Struct, frozen=True):
@@ -50,7 +52,7 @@ class Suspicion(msgspec.Struct, frozen=True):
     """One suspect: the share of its effect that was found, its standard error, and what part of the error it explains.
 
     `explained` is a share of the error's weighted power. Where a suspect has no effect on the prompts asked, or the
-    standard error is too large to conclude anything, `heard` is false.
+    standard error is too large to conclude anything or too few positions tell it, `heard` is false.
     """
 
     name: str
@@ -84,7 +86,8 @@ def weigh(lineup: Lineup) -> list[Suspicion]:
         # The sandwich estimate of a ratio, a block of positions being one observation.
         deviation = float(np.sqrt(np.square(tops - share * bottoms).sum())) / bottom
         explained = top * top / bottom / whole if whole > 0.0 else 0.0
-        found.append(Suspicion(name, share, deviation, explained, heard=deviation <= max(_BLIND, abs(share) / 6)))
+        known = np.count_nonzero(bottoms) >= _FEWEST and deviation <= max(_BLIND, abs(share) / 6)
+        found.append(Suspicion(name, share, deviation, explained, heard=bool(known)))
     return sorted(found, key=lambda one: -one.explained)
 
 
@@ -104,7 +107,11 @@ def judge_suspects(found: Sequence[Suspicion]) -> Verdict:
     numbers |= {f"deviation of {one.name}": one.deviation for one in found if one.heard}
     limits = {"share": GUILTY}
     if not numbers:
-        return Verdict(Outcome.FAIL, {}, limits, "no suspect has an effect on the prompts asked")
+        message = (
+            "of no suspect the share can be told: none has an effect on the prompts asked, or its standard error is "
+            f"above {_BLIND:g}"
+        )
+        return Verdict(Outcome.FAIL, {}, limits, message)
     guilty = [one for one in found if one.guilty]
     if not guilty:
         return Verdict(Outcome.PASS, numbers, limits)

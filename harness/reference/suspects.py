@@ -21,6 +21,8 @@ Asked = tuple[Sequence[int], int, NDArray[np.float32], NDArray[np.float64]]
 
 # Layers up to which each is a suspect of its own: every one costs a forward pass over the long prompts.
 _MOST_LAYERS = 12
+# Of effects that are remembered: those of two long prompts at a vocabulary of 32,064 would take 1.6 GB a suspect.
+_KEPT_BYTES = 1 << 30
 
 
 class _Faulty(Kernels):
@@ -118,28 +120,30 @@ def suspects(config: Mapping[str, Any], arithmetic: Arithmetic) -> Iterator[tupl
 
 
 class Responses:
-    """What every suspect does to the logits of prompts; remembered, since it hangs on no device."""
+    """What every suspect does to the logits of prompts; remembered where it is small, since it hangs on no device."""
 
     def __init__(self, reference: ArtifactReference) -> None:
         self._reference = reference
         self._config = reference.config
         self._known: dict[Any, NDArray[np.float64]] = {}
+        self._kept = 0
 
     def lineup(self, prompts: Sequence[Asked], arithmetic: Arithmetic) -> Lineup:
         """How much of each suspect's effect is in the error of a device that gave the prompts' rows."""
         repeated = arithmetic.systematic
-        errors, weights = [], []
+        plain, errors, weights = [], [], []
         for tokens, prefill, device, yardstick in prompts:
             reference = self._reference.logits([(tokens, prefill)], arithmetic)[0]
+            plain.append(reference)
             rows = device.shape[0]
             errors.append(_centred(device.astype(np.float64) - reference[-rows:]))
             weights.append(1.0 / np.square(np.maximum(yardstick[-rows:], 0.1 * float(np.mean(yardstick)))))
         products, powers = {}, {}
         for name, fault, far in suspects(self._config, arithmetic):
             top, bottom = [], []
-            for (tokens, prefill, _, _), error, weight in zip(prompts, errors, weights, strict=True):
-                effect = self._effect(name, fault, far, TokenSequence(tuple(tokens), prefill), repeated)
-                effect = effect[-error.shape[0] :]
+            for (tokens, prefill, _, _), reference, error, weight in zip(prompts, plain, errors, weights, strict=True):
+                sequence = TokenSequence(tuple(tokens), prefill)
+                effect = self._effect(name, fault, far, sequence, repeated, reference)[-error.shape[0] :]
                 top.append(np.einsum("nv,nv->n", effect, error) * weight)
                 bottom.append(np.einsum("nv,nv->n", effect, effect) * weight)
             products[name], powers[name] = np.concatenate(top), np.concatenate(bottom)
@@ -147,19 +151,26 @@ class Responses:
         return Lineup([len(one) for one in errors], products, powers, np.concatenate(own))
 
     def _effect(
-        self, name: str, fault: Mapping[str, Any], far: bool, sequence: TokenSequence, arithmetic: Arithmetic
+        self,
+        name: str,
+        fault: Mapping[str, Any],
+        far: bool,
+        sequence: TokenSequence,
+        arithmetic: Arithmetic,
+        plain: NDArray[np.float32],
     ) -> NDArray[np.float64]:
-        """Centred change of the logits, `[n, V]`; nothing where the prompt is too short for the fault."""
+        """Centred change of the logits `[n, V]` from `plain`; nothing where the prompt is too short for the fault."""
         key = (name, sequence.tokens, sequence.prefill, str(arithmetic))
-        if key not in self._known:
-            if far and len(sequence.tokens) < int(self._config["sliding_window"]):
-                width = int(self._config["vocab_size"])
-                return np.zeros((len(sequence.tokens), width))
-            model = self._reference.model(arithmetic)
-            plain = self._reference.logits([(sequence.tokens, sequence.prefill)], arithmetic)[0]
-            faulty = _Suspect(self._config, model, fault).faulty_logits(sequence, arithmetic)
-            self._known[key] = _centred(faulty.astype(np.float64) - plain)
-        return self._known[key]
+        if key in self._known:
+            return self._known[key]
+        if far and len(sequence.tokens) < int(self._config["sliding_window"]):
+            return np.zeros((len(sequence.tokens), int(self._config["vocab_size"])))
+        faulty = _Suspect(self._config, self._reference.model(arithmetic), fault).faulty_logits(sequence, arithmetic)
+        effect = _centred(faulty.astype(np.float64) - plain)
+        if effect.nbytes + self._kept <= _KEPT_BYTES:
+            self._known[key] = effect
+            self._kept += effect.nbytes
+        return effect
 
 
 def _centred(rows: NDArray[np.float64]) -> NDArray[np.float64]:

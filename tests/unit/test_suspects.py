@@ -75,3 +75,23 @@ def test_a_share_that_is_known_badly_concludes_nothing() -> None:
     verdict = judge_suspects(weigh(lineup({NAMES[1]: 1.0}, noise=200.0)))
     assert verdict.outcome is not Outcome.PASS or not verdict.numbers
     assert "no suspect" in verdict.message
+
+
+@pytest.mark.parametrize("positions", [6, 14])
+def test_of_few_positions_nothing_is_concluded(positions: int) -> None:
+    """Their spread says nothing of how well a share is known: of one block it is 0."""
+    for seed in range(100):
+        generator = np.random.default_rng(seed)
+        effect = np.zeros((40, WIDTH))
+        effect[-positions:] = 0.05 * generator.normal(size=(positions, WIDTH))
+        error = generator.normal(size=(40, WIDTH))
+        found = weigh(
+            Lineup(
+                [40],
+                {NAMES[1]: (effect * error).sum(axis=1)},
+                {NAMES[1]: (effect * effect).sum(axis=1)},
+                (error * error).sum(axis=1),
+            )
+        )
+        assert not found[0].heard
+        assert not found[0].guilty
