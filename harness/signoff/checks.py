@@ -63,7 +63,7 @@ def _whole(record: RunRecord, asked: Sequence[str], answered: PromptSuite) -> It
     """Whether the record is whole: loaded, nothing cut short, every item compared and every prompt answered."""
     session = _case(record, "test_session")
     if session is None or session.outcome != "PASS":
-        said = "it was never loaded" if session is None else f"{_label(session)}: {session.message.splitlines()[0]}"
+        said = "it was never loaded" if session is None else f"{_label(session)}: {_first_line(session)}"
         yield Check("measured", Status.FAIL, said)
         return
     items = {subject(case): case for case in record.cases if case.test == ITEM}
@@ -72,7 +72,7 @@ def _whole(record: RunRecord, asked: Sequence[str], answered: PromptSuite) -> It
     unanswered = [prompt.id for prompt in answered.prompts if prompt.id not in answers]
     if bad:
         first = items.get(bad[0])
-        why = "not asked" if first is None else f"{_label(first)}: {first.message.splitlines()[0]}"
+        why = "not asked" if first is None else f"{_label(first)}: {_first_line(first)}"
         yield Check("measured", Status.FAIL, f"{len(bad)} of {len(asked)} items are missing, {bad[0]} first ({why})")
     elif not record.complete or unanswered:
         said = "it was cut short" if not unanswered else f"{len(unanswered)} prompts were not answered: {unanswered[0]}"
@@ -85,7 +85,7 @@ def _outcome(record: RunRecord, test: str, name: str) -> Check:
     case = _case(record, test)
     if case is None:
         return Check(name, Status.FAIL, "not looked at")
-    said = case.message.splitlines()[0] if case.message else ""
+    said = _first_line(case)
     if case.outcome == "UNSUPPORTED" and test == "test_weights":
         return Check(name, Status.UNJUDGED, said)
     if case.outcome == "PASS":
@@ -153,14 +153,16 @@ def _figure(value: float, unit: str) -> str:
 def _answers(record: RunRecord, test: str, name: str) -> Check:
     cases = [case for case in record.cases if case.test == test]
     bad = [case for case in cases if case.outcome not in ("PASS", "UNSUPPORTED")]
-    if not cases:
-        return Check(name, Status.FAIL, "not looked at")
+    asked = [case for case in cases if case.outcome != "UNSUPPORTED"]
+    if not asked:
+        why = f": {_first_line(cases[0])}" if cases else ""
+        return Check(name, Status.FAIL, f"not looked at{why}")
     if bad:
         names = ", ".join(subject(case) for case in bad[:_NAMED])
-        return Check(
-            name, Status.FAIL, f"{len(bad)} of {len(cases)} prompts: {names}; {bad[0].message.splitlines()[0]}"
-        )
-    return Check(name, Status.PASS, f"{len(cases)} prompts")
+        return Check(name, Status.FAIL, f"{len(bad)} of {len(cases)} prompts: {names}; {_first_line(bad[0])}")
+    return Check(
+        name, Status.PASS, f"{len(asked)} prompts" if asked == cases else f"{len(asked)} of {len(cases)} prompts"
+    )
 
 
 def _must_match(record: RunRecord, names: Sequence[str]) -> Iterator[Check]:
@@ -185,6 +187,10 @@ def _speed(record: RunRecord) -> Iterator[Check]:
 
 def _case(record: RunRecord, test: str) -> CaseRecord | None:
     return next((case for case in record.cases if case.test == test), None)
+
+
+def _first_line(case: CaseRecord) -> str:
+    return case.message.partition("\n")[0]
 
 
 def _label(case: CaseRecord) -> str:

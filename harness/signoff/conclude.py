@@ -27,6 +27,8 @@ Floats = NDArray[np.float64]
 
 SCHEMA = 1
 PASS, FAIL, REFUSED = "PASS", "FAIL", "REFUSED"
+# What lies further off than this, in nat a token, is no language: more would not fit a float.
+_MOST_NAT = 50.0
 
 
 class Worst(msgspec.Struct, frozen=True):
@@ -121,8 +123,8 @@ class Conclusion(msgspec.Struct, frozen=True):
 
 def as_perplexity(found: Interval) -> Interval:
     """A change in nat a token as a relative change of the perplexity; the error to first order."""
-    scale = math.exp(found.estimate)
-    return Interval(scale - 1, math.exp(found.low) - 1, math.exp(found.high) - 1, scale * found.error)
+    scale, low, high = (math.exp(min(nat, _MOST_NAT)) for nat in (found.estimate, found.low, found.high))
+    return Interval(scale - 1, low - 1, high - 1, scale * found.error)
 
 
 def conclude(
@@ -140,7 +142,7 @@ def conclude(
     asked = tuple(prompt.id for prompt in choose(suite, plan.items))
     names = [candidate.name for candidate in plan.candidate]  # in this order, whatever that of the records is
     figures = {name: figures_of(records[name]) for name in names if name in records}
-    whole = [name for name, found in figures.items() if found.ids == asked]
+    whole = [name for name, found in figures.items() if found.ids == asked and len(asked) > 1]
     measured = _intervals({name: figures[name] for name in whole})
     for name, found in figures.items():
         if name not in measured and len(found.ids) > 1:

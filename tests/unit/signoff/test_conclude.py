@@ -140,6 +140,31 @@ def test_each_verdict_of_the_judge_counts(signed: Signed, test: str, name: str) 
     assert failing(signed) == {name}
 
 
+@pytest.mark.parametrize(("test", "name"), [("test_greedy_form", "greedy form"), ("test_greedy_regret", "regret")])
+def test_answers_of_which_none_could_be_asked_for_are_no_pass(signed: Signed, test: str, name: str) -> None:
+    signed.change("coarse", test, outcome="UNSUPPORTED", message="its continuation is given")
+    assert failing(signed) == {name}
+
+
+def test_an_answer_that_cannot_be_asked_for_is_not_counted(signed: Signed) -> None:
+    signed.change("coarse", "test_greedy_form", "bye", outcome="UNSUPPORTED", message="it is too long")
+    assert failing(signed) == set()
+    assert "1 of 2 prompts" in {check.sentence for check in judged(signed).checks}
+
+
+def test_a_single_item_is_refused(signed: Signed) -> None:
+    signed.plan = msgspec.structs.replace(signed.plan, items=1)
+    signed.cases = {name: signed.good(0.001, count=1) for name in ("fine", "coarse")}
+    found = conclusion(signed)
+    assert [one.outcome for one in found.candidates] == ["REFUSED", "REFUSED"]
+    assert as_markdown(found, signed.records(), signed.policy, signed.suite)
+
+
+def test_logits_that_are_no_language_fail_by_their_perplexity(signed: Signed) -> None:
+    signed.cases["coarse"] = signed.good(0.01, nll=2000.0)
+    assert failing(signed) == {"perplexity"}
+
+
 def test_what_cannot_be_audited_is_said_and_does_not_fail(signed: Signed) -> None:
     signed.change("coarse", "test_weights", outcome="UNSUPPORTED", message="it does not read weights")
     assert failing(signed) == set()
