@@ -138,7 +138,7 @@ def _read_manifest(folder: Path) -> ArtifactManifest | None:
     """The manifest of a whole artifact; None where there is none, or a power cut left half of one."""
     try:
         return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=ArtifactManifest)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
         return None
 
 

@@ -136,7 +136,7 @@ class Signed:
             "exit_status": 0,
             "command": ["phi3-conformance", "signoff"],
             "machine": self.machine,
-            "checkpoint": CheckpointRecord(self.checkpoint.name, self.checkpoint.fingerprint()),
+            "checkpoint": CheckpointRecord(self.checkpoint.name, self.checkpoint.fingerprint(), self.checkpoint.window),
             "suites": {suite.name: suite.sha256 for suite in (self.answered, self.suite)},
             "policy_sha256": sha256_text(self.policy_path),
             "waivers_sha256": sha256_text(WAIVERS),

@@ -138,7 +138,10 @@ class _Measurement:
     def finished(self) -> Measured:
         """What was measured, its record written."""
         complete = any(case.test in ("test_attestation", "test_session") for case in self.ledger.cases[-1:])
-        header = msgspec.structs.replace(self._header, finished=_now(), complete=complete, exit_status=0)
+        goldens = {name: golden.manifest.own_sha256 for name, golden in sorted(self.run.goldens.items())}
+        header = msgspec.structs.replace(
+            self._header, finished=_now(), complete=complete, exit_status=0, goldens=goldens
+        )
         record = self.ledger.complete(header)
         write_record(self._out, record)
         self.ledger.end(written=True)
@@ -289,7 +292,7 @@ def header(inputs: Inputs) -> RunRecord:
         exit_status=NOT_ENDED,
         command=list(map(privacy.hide, inputs.command)),
         machine=this_machine(),
-        checkpoint=CheckpointRecord(settings.checkpoint.name, settings.fingerprint),
+        checkpoint=CheckpointRecord(settings.checkpoint.name, settings.fingerprint, settings.checkpoint.window),
         suites={suite.name: suite.sha256 for suite in (sample.suite, sample.answered)},
         policy_sha256=inputs.policy_sha256,
         waivers_sha256=inputs.waivers_sha256,

@@ -190,7 +190,7 @@ def check_closed(files: Mapping[str, bytes]) -> tuple[Manifest, list[str]]:
         )
     try:
         manifest = msgspec.json.decode(files[MANIFEST], type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PackageError(f"manifest.json cannot be read: {error}", "have it sent again") from None
     if manifest.schema != SCHEMA:
         raise PackageError(

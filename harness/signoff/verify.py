@@ -72,7 +72,10 @@ def verify(path: Path) -> Verified:
             package = _open(folder, files, manifest.harness)
             problems = [*_belongs(folder, files, package), *_concludes(package)]
             found, notes = _reports(files, package)
-    except (HarnessError, ValueError, ArithmeticError, msgspec.DecodeError, RecursionError) as error:
+    except (
+        *(HarnessError, ValueError, ArithmeticError, LookupError, TypeError),
+        *(msgspec.DecodeError, RecursionError),
+    ) as error:
         said = error.problem if isinstance(error, HarnessError) else str(error)
         return Verified(None, (printable(f"a file of it cannot be used: {said}"),))
     return Verified(package, tuple(map(printable, (*problems, *found))), notes)
@@ -151,6 +154,7 @@ def _belongs(folder: Path, files: Mapping[str, bytes], package: Package) -> Iter
         yield from _audit(name, record, files)
     for suite in (package.suite, package.answered):
         yield from _golden(suite, files, fingerprints)
+        yield from _measured_against(suite, files, package.records)
 
 
 def _artifact(name: str, record: RunRecord, files: Mapping[str, bytes]) -> Iterator[str]:
@@ -191,6 +195,18 @@ def _golden(suite: PromptSuite, files: Mapping[str, bytes], fingerprints: set[st
         yield f"{name} is of other prompts"
     if {manifest.fingerprint.key} != fingerprints:
         yield f"{name} is of another checkpoint"
+
+
+def _measured_against(
+    suite: PromptSuite, files: Mapping[str, bytes], records: Mapping[str, RunRecord]
+) -> Iterator[str]:
+    """Whether the records were made with the golden of the package; one that asked nothing of it names none."""
+    name = f"goldens/{suite.name}.json"
+    if name in files:
+        sealed = msgspec.json.decode(files[name], type=GoldenManifest).own_sha256
+        for candidate, record in records.items():
+            if record.goldens.get(suite.name, sealed) != sealed:
+                yield f"records/{candidate}.json was made with another golden of {suite.name}"
 
 
 def _concludes(package: Package) -> Iterator[str]:

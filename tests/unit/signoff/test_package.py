@@ -195,6 +195,33 @@ def test_another_golden_is_found(make_package: Make) -> None:
     assert "goldens/scored.json was changed" in problems(folder)
 
 
+def test_a_record_of_another_recording_of_the_golden_is_found(make_package: Make) -> None:
+    folder = make_package()
+    edit(folder / "records" / "fine.json", lambda plain: plain.update(goldens={"scored": "1" * 64}))
+    reseal(folder)
+    assert "records/fine.json was made with another golden of scored" in problems(folder)
+
+
+def test_a_manifest_that_is_no_text_is_refused(make_package: Make) -> None:
+    folder = make_package()
+    content = (folder / MANIFEST).read_bytes()
+    (folder / MANIFEST).write_bytes(content.replace(b'"harness": "', b'"harness": "\xff', 1))
+    with pytest.raises(PackageError, match="cannot be read"):
+        verify(folder)
+
+
+def test_numbers_that_are_missing_are_refused(make_package: Make) -> None:
+    folder = make_package()
+    edit(folder / "records" / "fine.json", _without_tensors)
+    reseal(folder)
+    assert "cannot be used" in problems(folder)
+
+
+def _without_tensors(plain: Any) -> None:
+    case = next(case for case in plain["cases"] if case["test"] == "test_weights")
+    del case["numbers"]["tensors"]
+
+
 def test_another_artifact_is_found(make_package: Make) -> None:
     folder = make_package()
     edit(folder / "artifacts" / "fine.json", lambda plain: plain.update(sha256="1" * 64))
