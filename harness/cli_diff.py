@@ -68,7 +68,10 @@ def diff(
     check_patterns(targets, records)
     parts = [of_targets(record, targets) for record in records]
     names = _names(before, after, before_host, after_host)
-    found = compare_runs(parts[0], parts[1], names, repeats)
+    try:
+        found = compare_runs(parts[0], parts[1], names, repeats)
+    except ArithmeticError as error:  # of records that somebody made up
+        raise RecordError(f"{names[0]} and {names[1]} hold impossible numbers: {error}", "record the runs") from None
     console = Console()
     if not console.is_terminal:
         console = Console(width=_LOG_WIDTH)

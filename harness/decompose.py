@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -234,7 +235,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]] | None:
 
 
 def _keep(path: Path, found: dict[str, NDArray[Any]]) -> None:
-    partial = path.with_suffix(f".partial-{id(found)}")
+    partial = path.with_suffix(f".partial-{os.getpid()}")
     with contextlib.suppress(OSError, SafetensorError):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(found, partial)

@@ -5,10 +5,12 @@ A case is *good* (PASS), *known* (fails as a waiver says), *bad* (FAIL, ERROR, U
 
     before \\ after   good              known        bad          not judged   absent
     good             SAME, DIFFERENCE  REGRESSION   REGRESSION   MISSING      MISSING
-    known            FIX               SAME, CHANGED  REGRESSION   MISSING      MISSING
-    bad              FIX               SAME, CHANGED  SAME, CHANGED  MISSING      MISSING
+    known            FIX               SAME, CHANGED  REGRESSION*  MISSING      MISSING
+    bad              FIX               CHANGED        SAME, CHANGED  MISSING      MISSING
     not judged       NEW               NEW          NEW          -            -
     absent           NEW               NEW          NEW          -            -
+
+    * CHANGED where the failure is the same and only the waiver is gone
 
 A waiver does not make a defect of the second run less of a regression: it says that somebody knows. What failed before
 and fails otherwise now is CHANGED, for neither is right. A case that failed and is gone is MISSING like one that

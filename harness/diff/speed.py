@@ -44,7 +44,9 @@ class SpeedChange(msgspec.Struct, frozen=True):
     @property
     def beyond(self) -> bool:
         """Whether it moved by more than the noise; never where the noise is unknown."""
-        return self.noise is not None and max(self.ratio, 1 / self.ratio) > self.noise
+        if self.noise is None:
+            return False
+        return self.after > self.noise * self.before or self.before > self.noise * self.after
 
     @property
     def is_time(self) -> bool:
