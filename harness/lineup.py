@@ -9,7 +9,7 @@ from harness.errors import Unsupported
 from harness.probes import choose_probes
 from harness.run import PromptCase
 from harness.sessions import TargetSession
-from harness.suspects import Suspicion, weigh
+from harness.suspects import Suspicion, too_few, weigh
 
 # Few positions of a prompt lie past the window, and neighbours err alike.
 _FAR = 2
@@ -18,8 +18,8 @@ _FAR = 2
 def suspicions(session: TargetSession) -> list[Suspicion]:
     """Every suspect for a started session, those that explain most of its error first.
 
-    Raises Unsupported where the artifact's weights cannot be read or no prompt's logits compare, StageError where the
-    runtime or the reference fails.
+    Raises Unsupported where the artifact's weights cannot be read, or too few positions have logits that compare,
+    StageError where the runtime or the reference fails.
     """
     inference, references = session.infer(), session.references()
     if inference is None or references is None:
@@ -32,7 +32,13 @@ def suspicions(session: TargetSession) -> list[Suspicion]:
             answers.append((case.sequence, len(case.tokens), np.asarray(logits)))
     if not answers:
         raise Unsupported(f"{session.target}: no prompt of middling length has logits that compare")
-    return weigh(references.lineup(answers, inference.arithmetic))
+    found = references.lineup(answers, inference.arithmetic)
+    if too_few(found):
+        raise Unsupported(
+            f"{session.target}: too few positions to tell a known fault from rounding",
+            "give more prompts, or longer ones: --prompts",
+        )
+    return weigh(found)
 
 
 def _prompts(session: TargetSession) -> list[PromptCase]:

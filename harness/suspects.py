@@ -91,6 +91,11 @@ def weigh(lineup: Lineup) -> list[Suspicion]:
     return sorted(found, key=lambda one: -one.explained)
 
 
+def too_few(lineup: Lineup) -> bool:
+    """Whether the prompts have too few positions for anything to be concluded of any suspect."""
+    return len(_blocks(lineup.lengths)) < _FEWEST
+
+
 def _blocks(lengths: Sequence[int]) -> list[int]:
     """Where each block of neighbouring positions begins; none spans two prompts."""
     starts: list[int] = []

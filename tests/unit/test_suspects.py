@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.compare import Outcome
-from harness.suspects import Lineup, judge_suspects, weigh
+from harness.suspects import Lineup, judge_suspects, too_few, weigh
 
 NAMES = ("a scale of attention 1 % larger", "no window", "10 times the epsilon")
 LENGTHS, WIDTH = [60, 40, 75], 300
@@ -95,3 +95,8 @@ def test_of_few_positions_nothing_is_concluded(positions: int) -> None:
         )
         assert not found[0].heard
         assert not found[0].guilty
+
+
+@pytest.mark.parametrize(("lengths", "few"), [([16], True), ([17], False), ([8, 1], True), ([1, 2, 3], False)])
+def test_a_few_positions_of_few_prompts_are_too_few(lengths: list[int], few: bool) -> None:
+    assert too_few(Lineup(lengths, {}, {}, np.zeros(sum(lengths)))) is few
