@@ -56,7 +56,7 @@ def _summary(faults: Sequence[Trial], variants: Sequence[Trial]) -> Iterator[str
         yield f"- every fault that moves the logits by more than {max(missed):.2g} yardsticks was found"
     yield f"- put down rightly: {100 * attribution(faults):.1f} % of those found"
     yield f"- false alarms: {sum(t.caught for t in variants)} of {len(variants)} legitimate variants"
-    yield "- rules in use elsewhere, over the same faults above the noise, and over the legitimate variants:"
+    yield "- rules in use elsewhere, over those of these faults and variants that have logits to apply them to:"
     for name in NAMES:
         ours = [t.rules[name] for t in needed if t.rules.get(name) is not None]
         theirs = [t.rules[name] for t in variants if t.rules.get(name) is not None]
