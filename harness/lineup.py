@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harness.compare import Verdict, compare_logits
-from harness.errors import Unsupported
+from harness.errors import Unsupported, WorkerRaised
 from harness.probes import choose_probes
 from harness.run import PromptCase
 from harness.sessions import TargetSession
@@ -26,7 +26,11 @@ def suspicions(session: TargetSession) -> list[Suspicion]:
         raise Unsupported(f"{session.target} has no reference to hold faults against: {session.undecomposed}")
     answers = []
     for prompt in _prompts(session):
-        case, logits = prompt.case, session.logits(prompt)
+        case = prompt.case
+        try:
+            logits = session.logits(prompt)
+        except WorkerRaised:  # its own case tells of it
+            continue
         whole = session.info is None or session.info.capabilities.whole_prompt_logits
         if not isinstance(compare_logits(prompt.logits(), logits, len(case.tokens), whole_prompt=whole), Verdict):
             answers.append((case.sequence, len(case.tokens), np.asarray(logits)))
@@ -38,7 +42,13 @@ def suspicions(session: TargetSession) -> list[Suspicion]:
             f"{session.target}: too few positions to tell a known fault from rounding",
             "give more prompts, or longer ones: --prompts",
         )
-    return weigh(found)
+    weighed = weigh(found)
+    if not any(one.heard for one in weighed):
+        raise Unsupported(
+            f"{session.target}: what known faults would do to these prompts is lost in the error",
+            "give more prompts, or longer ones: --prompts",
+        )
+    return weighed
 
 
 def _prompts(session: TargetSession) -> list[PromptCase]:

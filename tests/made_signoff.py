@@ -18,12 +18,13 @@ from harness.backend import Recipe, SessionInfo
 from harness.checkpoint import Checkpoint, sha256_text
 from harness.devices import Machine
 from harness.findings import AuditReport
-from harness.golden import SCHEMA, Case, Manifest, Noise
+from harness.golden import SCHEMA, Case, Manifest, Noise, verify_files
 from harness.options import POLICY, WAIVERS
 from harness.policy import Policy, read_policy
 from harness.prompts import PromptSuite, read_suite
 from harness.record import ArtifactRecord, CaseRecord, CheckpointRecord, RunRecord, SessionRecord, write_record
 from harness.recording import write_golden
+from harness.signoff import measure as measuring
 from harness.signoff import session as running
 from harness.signoff.candidates import Candidate, Plan
 from harness.signoff.figures import IMPLEMENTATION, ITEM
@@ -140,6 +141,10 @@ class Signed:
             "suites": {suite.name: suite.sha256 for suite in (self.answered, self.suite)},
             "policy_sha256": sha256_text(self.policy_path),
             "waivers_sha256": sha256_text(WAIVERS),
+            "goldens": {
+                suite.name: verify_files(self.goldens() / suite.name).manifest.own_sha256
+                for suite in (self.answered, self.suite)
+            },
             "sessions": [made],
             "cases": self.cases[name],
         }
@@ -161,6 +166,7 @@ class Signed:
             return Measured(record, to_json(self.audit), msgspec.json.encode(manifest))
 
         monkeypatch.setattr(running, "measure", measure)
+        monkeypatch.setattr(measuring, "this_machine", lambda: self.machine)
         request = Request(
             plan=self.plan,
             checkpoint=str(self.checkpoint.path),

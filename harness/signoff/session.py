@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 import msgspec
 
+from harness.artifacts import describe
 from harness.backend import Backend, load_backends
 from harness.checkpoint import find_checkpoint, sha256_text
 from harness.errors import UsageError
@@ -16,9 +17,9 @@ from harness.golden import golden_roots, open_golden
 from harness.journal import journal_of
 from harness.policy import read_policy
 from harness.prompts import read_suite
-from harness.record import read_record
+from harness.record import RunRecord, read_record
 from harness.run import Settings
-from harness.signoff.candidates import Plan, recipe_of
+from harness.signoff.candidates import Candidate, Plan, recipe_of
 from harness.signoff.conclude import conclude
 from harness.signoff.measure import Inputs, Measured, Progress, Sample, header, measure
 from harness.signoff.package import (
@@ -154,7 +155,7 @@ def _measure(
             progress(f"{name}: {what}", done, total)
 
         path = out / "records" / f"{candidate.name}.json"
-        finished = _finished(out, candidate.name, inputs)
+        finished = _finished(out, candidate, inputs)
         if finished is not None:
             measured[candidate.name] = finished
             announce(
@@ -180,8 +181,12 @@ def _prompts(inputs: Inputs) -> dict[str, bytes]:
     return files
 
 
-def _finished(out: Path, name: str, inputs: Inputs) -> Measured | None:
-    """What an earlier sign-off into the same folder, which was cut short, has measured of a candidate."""
+def _finished(out: Path, candidate: Candidate, inputs: Inputs) -> Measured | None:
+    """What an earlier sign-off into the same folder, which was cut short, has measured of the same candidate.
+
+    A ready-made folder must hold what it held then, the goldens must be the same, and so must this machine.
+    """
+    name = candidate.name
     path, audit, manifest = (out / part / f"{name}.json" for part in ("records", "audits", "artifacts"))
     if not path.is_file() or journal_of(path).exists():
         return None
@@ -190,10 +195,26 @@ def _finished(out: Path, name: str, inputs: Inputs) -> Measured | None:
         (record.harness, record.suites, record.checkpoint, record.policy_sha256, record.waivers_sha256)
         == (wanted.harness, wanted.suites, wanted.checkpoint, wanted.policy_sha256, wanted.waivers_sha256)
     )  # fmt: skip
-    if not (record.complete and same):
+    if not (record.complete and same and record.machine == wanted.machine):
+        return None
+    if record.goldens != _golden_hashes(inputs.settings) or not _as_it_was(candidate, record):
         return None
     said = audit.read_text(encoding="utf-8") if audit.is_file() else None
     return Measured(record, said, manifest.read_bytes() if manifest.is_file() else None)
+
+
+def _golden_hashes(settings: Settings) -> dict[str, str]:
+    roots, checkpoint, fingerprint = settings.golden_roots, settings.checkpoint, settings.fingerprint
+    goldens = {suite.name: open_golden(roots, checkpoint, fingerprint, suite) for suite in settings.suites}
+    return {name: golden.manifest.own_sha256 for name, golden in sorted(goldens.items())}
+
+
+def _as_it_was(candidate: Candidate, record: RunRecord) -> bool:
+    """Whether a ready-made folder still holds what was measured. Versions of runtimes are not known before one runs."""
+    if candidate.artifact is None:
+        return True
+    sha256 = describe(Path(candidate.artifact), "given").sha256
+    return all(session.artifact.sha256 == sha256 for session in record.sessions)
 
 
 def _parts(out: Path, name: str, found: Measured) -> dict[str, bytes]:

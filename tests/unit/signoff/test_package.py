@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import msgspec
 import pytest
 
 from harness.errors import PackageError
@@ -410,6 +411,20 @@ def test_what_was_measured_by_another_policy_is_measured_again(
     signed.package(out, monkeypatch)
     (out / "manifest.json").unlink()
     signed.policy_path.write_text(signed.policy_path.read_text(encoding="utf-8") + "\n# changed\n", encoding="utf-8")
+    signed.cases["fine"] = signed.good(0.015)
+    signed.package(out, monkeypatch)
+    fine = open_package(out).conclusion.candidates[0].kl
+    assert fine is not None
+    assert fine.estimate > 0.01
+
+
+def test_what_was_measured_on_another_machine_or_driver_is_measured_again(
+    signed: Signed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "package"
+    signed.package(out, monkeypatch)
+    (out / "manifest.json").unlink()
+    signed.machine = msgspec.structs.replace(signed.machine, release="another")
     signed.cases["fine"] = signed.good(0.015)
     signed.package(out, monkeypatch)
     fine = open_package(out).conclusion.candidates[0].kl
