@@ -9,7 +9,7 @@ from harness.errors import Unsupported, WorkerRaised
 from harness.probes import choose_probes
 from harness.run import PromptCase
 from harness.sessions import TargetSession
-from harness.suspects import Suspicion, too_few, weigh
+from harness.suspects import Suspicion, weigh
 
 # Few positions of a prompt lie past the window, and neighbours err alike.
 _FAR = 2
@@ -36,19 +36,13 @@ def suspicions(session: TargetSession) -> list[Suspicion]:
             answers.append((case.sequence, len(case.tokens), np.asarray(logits)))
     if not answers:
         raise Unsupported(f"{session.target}: no prompt of middling length has logits that compare")
-    found = references.lineup(answers, inference.arithmetic)
-    if too_few(found):
+    found = weigh(references.lineup(answers, inference.arithmetic))
+    if not any(one.heard for one in found):
         raise Unsupported(
-            f"{session.target}: too few positions to tell a known fault from rounding",
+            f"{session.target}: the prompts asked ({len(answers)}) have too few positions to tell known faults",
             "give more prompts, or longer ones: --prompts",
         )
-    weighed = weigh(found)
-    if not any(one.heard for one in weighed):
-        raise Unsupported(
-            f"{session.target}: what known faults would do to these prompts is lost in the error",
-            "give more prompts, or longer ones: --prompts",
-        )
-    return weighed
+    return found
 
 
 def _prompts(session: TargetSession) -> list[PromptCase]:

@@ -27,8 +27,6 @@ _SIGMAS = 3.0
 _BLIND = 0.15
 # What is twice the effect of a fault that one has or has not is another fault.
 _TOO_MUCH = 1.5
-SIZED = "larger"
-"""How the names end of suspects that have a size, of which a device may have more, or the opposite."""
 # Neighbouring positions share keys, values and rounding: they are left out together for the standard error.
 _BLOCK = 8
 # Blocks with an effect, of which a standard error is known: of one it is always 0, and of two much too often small.
@@ -39,20 +37,23 @@ class Lineup(msgspec.Struct, frozen=True):
     """What the worker measured: for every suspect `[n]` products of its effect with the error, and of it with itself.
 
     Positions of all prompts one after another, `lengths` of them each; both products are sums over the vocabulary of
-    centred logits, weighted. `error`: the error's own, `[n]`.
+    centred logits, weighted. `error`: the error's own, `[n]`. `sized`: the suspects that have a size, small enough for
+    their effect to be in proportion to it: a device may have more of one, or the opposite.
     """
 
     lengths: list[int]
     products: Mapping[str, Floats]
     powers: Mapping[str, Floats]
     error: Floats
+    sized: Sequence[str] = ()
 
 
 class Suspicion(msgspec.Struct, frozen=True):
     """One suspect: the share of its effect that was found, its standard error, and what part of the error it explains.
 
     `explained` is a share of the error's weighted power. Where a suspect has no effect on the prompts asked, or the
-    standard error is too large to conclude anything or too few positions tell it, `heard` is false.
+    standard error is too large to conclude anything or too few positions tell it, `heard` is false. `sized` as in
+    `Lineup`.
     """
 
     name: str
@@ -60,12 +61,12 @@ class Suspicion(msgspec.Struct, frozen=True):
     deviation: float
     explained: float
     heard: bool
+    sized: bool
 
     @property
     def guilty(self) -> bool:
         """Whether the device has the fault, or one of the same effect."""
-        sized = self.name.endswith(SIZED)
-        if not self.heard or not (sized or 0.0 < self.share < _TOO_MUCH):
+        if not self.heard or not (self.sized or 0.0 < self.share < _TOO_MUCH):
             return False
         return abs(self.share) - _SIGMAS * self.deviation > GUILTY
 
@@ -78,22 +79,17 @@ def weigh(lineup: Lineup) -> list[Suspicion]:
     for name, products in lineup.products.items():
         tops = np.add.reduceat(products, starts)
         bottoms = np.add.reduceat(lineup.powers[name], starts)
-        top, bottom = float(tops.sum()), float(bottoms.sum())
+        top, bottom, sized = float(tops.sum()), float(bottoms.sum()), name in lineup.sized
         if not bottom > 0.0:
-            found.append(Suspicion(name, 0.0, math.inf, 0.0, heard=False))
+            found.append(Suspicion(name, 0.0, math.inf, 0.0, heard=False, sized=sized))
             continue
         share = top / bottom
         # The sandwich estimate of a ratio, a block of positions being one observation.
         deviation = float(np.sqrt(np.square(tops - share * bottoms).sum())) / bottom
         explained = top * top / bottom / whole if whole > 0.0 else 0.0
         known = np.count_nonzero(bottoms) >= _FEWEST and deviation <= max(_BLIND, abs(share) / 6)
-        found.append(Suspicion(name, share, deviation, explained, heard=bool(known)))
+        found.append(Suspicion(name, share, deviation, explained, bool(known), sized))
     return sorted(found, key=lambda one: -one.explained)
-
-
-def too_few(lineup: Lineup) -> bool:
-    """Whether the prompts have too few positions for anything to be concluded of any suspect."""
-    return len(_blocks(lineup.lengths)) < _FEWEST
 
 
 def _blocks(lengths: Sequence[int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -94,29 +94,35 @@ def _removed(_: int) -> None:
     """No window at all."""
 
 
-def suspects(config: Mapping[str, Any], arithmetic: Arithmetic) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
-    """Name, what is changed, and whether it shows past the sliding window only.
+class Suspect(NamedTuple):
+    """A known fault: name, what is changed, whether it shows past the window only, whether it has a size."""
 
-    Those that are of a size (`SIZED`) are small enough for their effect to be in proportion to it.
-    """
-    yield "a scale of attention 1 % larger", {"scale": 1.01}, False
-    yield "a rotary base 1 % larger", {"angles": _rotary_base(1.01)}, False
-    yield "rotary frequencies 0.1 % larger", {"angles": lambda angles: angles * 1.001}, False
-    yield "rotary angles in FP16", {"angles": lambda a: a.to(torch.float16).to(torch.float32)}, False
-    yield "rotary angles in BF16", {"angles": lambda a: a.to(torch.bfloat16).to(torch.float32)}, False
-    yield "10 times the epsilon", {"epsilon": 10.0}, False
-    yield "GELU for SiLU", {"activation": torch.nn.functional.gelu}, False
+    name: str
+    fault: Mapping[str, Any]
+    far: bool = False
+    sized: bool = False
+
+
+def suspects(config: Mapping[str, Any], arithmetic: Arithmetic) -> Iterator[Suspect]:
+    """Every known fault that a device of a configuration may have beside its arithmetic."""
+    yield Suspect("a scale of attention 1 % larger", {"scale": 1.01}, sized=True)
+    yield Suspect("a rotary base 1 % larger", {"angles": _rotary_base(1.01)}, sized=True)
+    yield Suspect("rotary frequencies 0.1 % larger", {"angles": lambda angles: angles * 1.001}, sized=True)
+    yield Suspect("rotary angles in FP16", {"angles": lambda a: a.to(torch.float16).to(torch.float32)})
+    yield Suspect("rotary angles in BF16", {"angles": lambda a: a.to(torch.bfloat16).to(torch.float32)})
+    yield Suspect("10 times the epsilon", {"epsilon": 10.0})
+    yield Suspect("GELU for SiLU", {"activation": torch.nn.functional.gelu})
     if arithmetic.cache is not CachePrecision.U8:
-        yield "a cache in 8 bits", {"coarse_cache": True}, False
+        yield Suspect("a cache in 8 bits", {"coarse_cache": True})
     if not config.get("sliding_window"):
         return
-    yield "a window one position longer", {"window": lambda size: size + 1}, True
-    yield "a window one position shorter", {"window": lambda size: size - 1}, True
-    yield "no window", {"window": _removed}, True
+    yield Suspect("a window one position longer", {"window": lambda size: size + 1}, far=True)
+    yield Suspect("a window one position shorter", {"window": lambda size: size - 1}, far=True)
+    yield Suspect("no window", {"window": _removed}, far=True)
     layers = int(config["num_hidden_layers"])
     if layers <= _MOST_LAYERS:
         for layer in range(layers):
-            yield f"no window in layer {layer}", {"window": _removed, "layer": layer}, True
+            yield Suspect(f"no window in layer {layer}", {"window": _removed, "layer": layer}, far=True)
 
 
 class Responses:
@@ -139,33 +145,34 @@ class Responses:
             errors.append(_centred(device.astype(np.float64) - reference[-rows:]))
             weights.append(1.0 / np.square(np.maximum(yardstick[-rows:], 0.1 * float(np.mean(yardstick)))))
         products, powers = {}, {}
-        for name, fault, far in suspects(self._config, arithmetic):
+        every = list(suspects(self._config, arithmetic))
+        for suspect in every:
             top, bottom = [], []
             for (tokens, prefill, _, _), reference, error, weight in zip(prompts, plain, errors, weights, strict=True):
                 sequence = TokenSequence(tuple(tokens), prefill)
-                effect = self._effect(name, fault, far, sequence, repeated, reference)[-error.shape[0] :]
+                effect = self._effect(suspect, sequence, repeated, reference)[-error.shape[0] :]
                 top.append(np.einsum("nv,nv->n", effect, error) * weight)
                 bottom.append(np.einsum("nv,nv->n", effect, effect) * weight)
-            products[name], powers[name] = np.concatenate(top), np.concatenate(bottom)
+            products[suspect.name], powers[suspect.name] = np.concatenate(top), np.concatenate(bottom)
         own = [np.einsum("nv,nv->n", error, error) * weight for error, weight in zip(errors, weights, strict=True)]
-        return Lineup([len(one) for one in errors], products, powers, np.concatenate(own))
+        sized = [one.name for one in every if one.sized]
+        return Lineup([len(one) for one in errors], products, powers, np.concatenate(own), sized)
 
     def _effect(
         self,
-        name: str,
-        fault: Mapping[str, Any],
-        far: bool,
+        suspect: Suspect,
         sequence: TokenSequence,
         arithmetic: Arithmetic,
         plain: NDArray[np.float32],
     ) -> NDArray[np.float64]:
         """Centred change of the logits `[n, V]` from `plain`; nothing where the prompt is too short for the fault."""
-        key = (name, sequence.tokens, sequence.prefill, str(arithmetic))
+        key = (suspect.name, sequence.tokens, sequence.prefill, str(arithmetic))
         if key in self._known:
             return self._known[key]
-        if far and len(sequence.tokens) < int(self._config["sliding_window"]):
+        if suspect.far and len(sequence.tokens) < int(self._config["sliding_window"]):
             return np.zeros((len(sequence.tokens), int(self._config["vocab_size"])))
-        faulty = _Suspect(self._config, self._reference.model(arithmetic), fault).faulty_logits(sequence, arithmetic)
+        model = _Suspect(self._config, self._reference.model(arithmetic), suspect.fault)
+        faulty = model.faulty_logits(sequence, arithmetic)
         effect = _centred(faulty.astype(np.float64) - plain)
         if effect.nbytes + self._kept <= _KEPT_BYTES:
             self._known[key] = effect

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from report.opened import DESKTOP, Opened
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -24,3 +27,13 @@ def browser() -> Iterator[Any]:
         launched = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield launched
         launched.close()
+
+
+@pytest.fixture
+def opened(browser: Any, file: Path) -> Iterator[Opened]:
+    """The page `file` of a test's module, wide; it may complain of nothing and ask nothing of anybody."""
+    one = Opened(browser, file, **DESKTOP)
+    yield one
+    one.context.close()
+    assert one.trouble == []
+    assert [url for url in one.requests if not url.startswith(("file:", "data:"))] == []

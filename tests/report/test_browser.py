@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,6 @@ def file(record: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(to_html(record), encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def opened(browser: Any, file: Path) -> Iterator[Opened]:
-    one = Opened(browser, file, **DESKTOP)
-    yield one
-    one.context.close()
-    assert one.trouble == []
-    assert [url for url in one.requests if not url.startswith(("file:", "data:"))] == []
 
 
 def test_the_verdict_is_in_sight_when_the_page_opens(opened: Opened) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +46,6 @@ def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path = folder / f"{request.param}.html"
     path.write_text(_diff() if request.param == "diff" else _signoff(folder), encoding="utf-8")
     return path
-
-
-@pytest.fixture
-def opened(browser: Any, file: Path) -> Iterator[Opened]:
-    one = Opened(browser, file, **DESKTOP)
-    yield one
-    one.context.close()
-    assert one.trouble == []
-    assert [url for url in one.requests if not url.startswith(("file:", "data:"))] == []
 
 
 def _open_all(page: Any) -> None:

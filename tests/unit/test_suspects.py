@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from harness.compare import Outcome
-from harness.suspects import Lineup, judge_suspects, too_few, weigh
+from harness.suspects import Lineup, judge_suspects, weigh
 
 NAMES = ("a scale of attention 1 % larger", "no window", "10 times the epsilon")
 LENGTHS, WIDTH = [60, 40, 75], 300
 
 
-def lineup(shares: dict[str, float], noise: float = 2.0, seed: int = 1, silent: str = "") -> Lineup:
+def lineup(
+    shares: dict[str, float], noise: float = 2.0, seed: int = 1, silent: str = "", lengths: Sequence[int] = LENGTHS
+) -> Lineup:
     """A device whose error is rounding of `noise` times a suspect's effect, and shares of the suspects' effects."""
     generator = np.random.default_rng(seed)
-    n = sum(LENGTHS)
+    n = sum(lengths)
     effects = {name: generator.normal(size=(n, WIDTH)) * (name != silent) for name in NAMES}
     error = noise * generator.normal(size=(n, WIDTH))
     for name, share in shares.items():
         error += share * effects[name]
     return Lineup(
-        LENGTHS,
+        list(lengths),
         {name: (effect * error).sum(axis=1) for name, effect in effects.items()},
         {name: (effect * effect).sum(axis=1) for name, effect in effects.items()},
         (error * error).sum(axis=1),
+        NAMES[:1],
     )
 
 
@@ -99,4 +104,5 @@ def test_of_few_positions_nothing_is_concluded(positions: int) -> None:
 
 @pytest.mark.parametrize(("lengths", "few"), [([16], True), ([17], False), ([8, 1], True), ([1, 2, 3], False)])
 def test_a_few_positions_of_few_prompts_are_too_few(lengths: list[int], few: bool) -> None:
-    assert too_few(Lineup(lengths, {}, {}, np.zeros(sum(lengths)))) is few
+    found = weigh(lineup({}, noise=0.1, lengths=lengths))
+    assert not any(one.heard for one in found) if few else all(one.heard for one in found)
