@@ -21,7 +21,10 @@ SESSION: pytest.StashKey[TargetSession] = pytest.StashKey()
 
 
 class CaseId(NamedTuple):
-    """What a conformance item judges: the test's name, the target, and `test_name[prompt-or-suite]`."""
+    """What a conformance item judges: the test's name, the target, and `test_name[subject]`.
+
+    The subject is what else the test is parametrised by: a prompt, a suite or something of its own.
+    """
 
     test: str
     target: Target
@@ -35,7 +38,7 @@ def case_id(item: pytest.Item) -> CaseId | None:
     if spec is None or not isinstance(spec.params.get("target"), Target):
         return None
     test = getattr(item, "originalname", item.name)
-    subject = spec.params["prompt"][1] if "prompt" in spec.params else str(spec.params.get("suite", ""))
+    subject = str(spec.id).removeprefix(str(spec.params["target"])).removeprefix("-")
     return CaseId(test, spec.params["target"], f"{test}[{subject}]" if subject else test, subject)
 
 

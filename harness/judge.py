@@ -62,7 +62,7 @@ class Judge:
 
     def attestation(self) -> None:
         """The device that computed is of the kind asked for, and the evidence suffices."""
-        self._conclude(self._evidence())
+        self.conclude(self._evidence())
 
     def logits(self, prompt: PromptCase, found: Rows | Decomposed | Verdict) -> None:
         """Teacher-forced logits of a prompt lie within the limits at every position.
@@ -74,7 +74,7 @@ class Judge:
             found = self._apart(found, prompt)
         elif isinstance(found, Rows):
             found = compare.judge_logits(found, self.limits.logits, len(prompt.case.tokens))
-        self._conclude(found, prompt)
+        self.conclude(found, prompt)
 
     def weights(self, report: AuditReport) -> None:
         """The artifact stores what its scheme makes of the checkpoint. No device has a part in this."""
@@ -88,11 +88,11 @@ class Judge:
 
     def speed(self, found: Timing) -> None:
         """No latency is above a limit of the policy, which by default has none."""
-        self._conclude(judge_speed(found, self.policy.speed_of(self.session.target)))
+        self.conclude(judge_speed(found, self.policy.speed_of(self.session.target)))
 
     def suspects(self, found: Sequence[Suspicion]) -> None:
         """No known fault of kernels is a part of the implementation error."""
-        self._conclude(judge_suspects(found))
+        self.conclude(judge_suspects(found))
 
     def _apart(self, found: Decomposed, prompt: PromptCase) -> Verdict:
         """Both errors judged; where the implementation is to blame, once a session (it is slow) where it breaks."""
@@ -112,7 +112,7 @@ class Judge:
         found, left_out = self._of_each(prompts, self._errors)
         broken = {key: value for key, value in found.items() if isinstance(value, Verdict)}
         if broken:
-            self._conclude(_broken(broken))
+            self.conclude(_broken(broken))
         totals = [rows.total if isinstance(rows, Decomposed) else rows for rows in found.values()]
         errors = [rows.errors for rows in totals if isinstance(rows, Rows)]
         verdict = compare.judge_suite(errors, self.limits.suite)
@@ -120,7 +120,7 @@ class Judge:
         if apart:
             limits = self.policy.implementation_of(apart[0].compute_class)
             verdict = _both(verdict, judge_implementation(apart, limits, suite=True))
-        self._conclude(_with_left_out(verdict, left_out))
+        self.conclude(_with_left_out(verdict, left_out))
 
     def form(self, prompt: PromptCase, tokens: Sequence[int]) -> None:
         """An answer is not empty, ends where it may and is no echo of its prompt."""
@@ -131,7 +131,7 @@ class Judge:
             verdict = msgspec.structs.replace(
                 verdict, outcome=Outcome.FAIL, message="the answer is the prompt over again; the golden's is not"
             )
-        self._conclude(verdict, prompt)
+        self.conclude(verdict, prompt)
 
     def match(self, prompt: PromptCase, tokens: Sequence[int]) -> None:
         """Greedy tokens equal the golden's, or leave them where the golden hardly prefers its own."""
@@ -142,15 +142,15 @@ class Judge:
         if token is not None:
             place = int(token)
             verdict = self._name_tokens(verdict, tokens[place], prompt.case.continuation[place], "the golden")
-        self._conclude(verdict, prompt)
+        self.conclude(verdict, prompt)
 
     def regret(self, prompt: PromptCase, tokens: Sequence[int]) -> None:
         """Every token chosen is, for the reference on the device's own text, nearly as good as its best."""
         if not tokens:
-            self._conclude(Verdict(Outcome.FAIL, {}, {}, "no tokens and no error"), prompt)
+            self.conclude(Verdict(Outcome.FAIL, {}, {}, "no tokens and no error"), prompt)
         vocabulary = prompt.golden.manifest.vocabulary
         if any(not 0 <= token < vocabulary for token in tokens):
-            self._conclude(Verdict(Outcome.FAIL, {}, {}, f"token ids outside 0..{vocabulary - 1}"), prompt)
+            self.conclude(Verdict(Outcome.FAIL, {}, {}, f"token ids outside 0..{vocabulary - 1}"), prompt)
         inference, references = self.session.infer(), self.session.references()
         if inference is not None and references is not None:
             verdict = self._regret_apart(prompt, tokens, inference, references)
@@ -163,7 +163,7 @@ class Judge:
         if verdict.outcome is Outcome.FAIL and "chosen" in verdict.numbers:
             chosen, preferred = int(verdict.numbers["chosen"]), int(verdict.numbers["preferred"])
             verdict = self._name_tokens(verdict, chosen, preferred, "the reference")
-        self._conclude(verdict, prompt)
+        self.conclude(verdict, prompt)
 
     def _regret_apart(
         self, prompt: PromptCase, tokens: Sequence[int], inference: Inference, references: ArtifactReferences
@@ -183,7 +183,7 @@ class Judge:
         found, left_out = self._of_each(prompts, self._tokens)
         golden = {prompt.id: prompt.case.continuation for prompt in prompts}
         matches = [tuple(tokens) == golden[prompt_id] for prompt_id, tokens in found.items()]
-        self._conclude(_with_left_out(compare.judge_agreement(matches, self.limits.suite), left_out))
+        self.conclude(_with_left_out(compare.judge_agreement(matches, self.limits.suite), left_out))
 
     def _of_each(self, prompts: Sequence[PromptCase], ask: Callable[[PromptCase], T]) -> tuple[dict[str, T], int]:
         """What each prompt gives, and how many the session is too small for. Raises Unsupported if it is for all."""
@@ -214,7 +214,7 @@ class Judge:
         session = self.session
         return compare.judge_evidence(session.evidence(), session.kind, self.policy, session.target.index)
 
-    def _conclude(self, verdict: Verdict, prompt: PromptCase | None = None) -> None:
+    def conclude(self, verdict: Verdict, prompt: PromptCase | None = None) -> None:
         """Keep a verdict; raise it unless it is PASS and the device is attested.
 
         Where it is shown that another device computed, wrong numbers are not the asked one's failure either.

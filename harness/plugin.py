@@ -78,6 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
         **{name: f"cases of the backend {name}" for name in state.backends},
         **{precision.value: f"cases at {precision.value}" for precision in Precision},
     }
+    names["slow"] = "cases that take long; -m 'not slow' leaves out the most expensive two thirds of a run"
     for name, meaning in names.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
 

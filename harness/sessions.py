@@ -149,7 +149,7 @@ class TargetSession:
         """What the session gives for a prompt and its continuation, teacher-forced; not remembered, being large."""
         case = prompt.case
         self._check_length(prompt, len(case.continuation))
-        found: NDArray[np.float32] = self._call(
+        found: NDArray[np.float32] = self.call(
             "teacher_force", prompt=list(case.tokens), continuation=list(case.continuation)
         )
         return found
@@ -198,7 +198,7 @@ class TargetSession:
     def audit(self) -> AuditReport:
         """The audit of the artifact's weights. Raises Unsupported where they cannot be read without its runtime."""
         assert self.artifact is not None
-        return audit_of(self.run, self.target, self.artifact, self.info, self._call)
+        return audit_of(self.run, self.target, self.artifact, self.info, self.call)
 
     def infer(self) -> Inference | None:
         """The arithmetic in effect, inferred from what the device gives for a few prompts; None without references."""
@@ -213,7 +213,7 @@ class TargetSession:
                 references.close()
                 self._references = None
                 return None
-            self.inference = references.infer(self.info.permitted, probes, self._call("products"))
+            self.inference = references.infer(self.info.permitted, probes, self.call("products"))
         return self.inference
 
     def watch(self, prompt: PromptCase) -> tuple[States, NDArray[np.float32]]:
@@ -223,7 +223,7 @@ class TargetSession:
         """
         case = prompt.case
         self._check_length(prompt, len(case.continuation))
-        states = self._call("residual_states", tokens=list(case.sequence), prefill=len(case.tokens))
+        states = self.call("residual_states", tokens=list(case.sequence), prefill=len(case.tokens))
         return states, self.logits(prompt)
 
     def generate(self, prompt: PromptCase) -> list[int]:
@@ -232,14 +232,14 @@ class TargetSession:
 
     def measure(self, prompt: list[int], new_tokens: int, seconds: float) -> Times:
         """How long a prompt and each further token take; see `harness.stopwatch`."""
-        return msgspec.convert(self._call("measure", prompt=prompt, new_tokens=new_tokens, seconds=seconds), Times)
+        return msgspec.convert(self.call("measure", prompt=prompt, new_tokens=new_tokens, seconds=seconds), Times)
 
     def evidence(self) -> Evidence:
         """Where the session's calls were computed; a counter says nothing before anything was, so two tokens are."""
         if not self._computed:
-            self._call("teacher_force", prompt=[0], continuation=[0])
+            self.call("teacher_force", prompt=[0], continuation=[0])
         if self._evidence is None:
-            self._evidence = self._last_evidence = msgspec.convert(self._call("evidence"), Evidence)
+            self._evidence = self._last_evidence = msgspec.convert(self.call("evidence"), Evidence)
         return self._evidence
 
     @property
@@ -266,7 +266,7 @@ class TargetSession:
     def _open_references(self) -> ArtifactReferences:
         """Raises Undecomposed."""
         assert self.artifact is not None
-        return open_references(self.run, self.target, self.artifact, self.info, self._call)
+        return open_references(self.run, self.target, self.artifact, self.info, self.call)
 
     def _probe(self, prompt: PromptCase) -> tuple[tuple[int, ...], int, Any] | None:
         """A prompt and what the device gives for it; None where nothing compares, of which its own case will tell."""
@@ -285,7 +285,7 @@ class TargetSession:
             raise Unsupported(f"the continuation of {prompt.id!r} is given", "it is scored by its logits, see sign-off")
         self._check_length(prompt, case.new_tokens)
         ends = list(prompt.golden.manifest.end_tokens)
-        tokens: list[int] = self._call(
+        tokens: list[int] = self.call(
             "generate", prompt=list(case.tokens), max_new_tokens=case.new_tokens, end_tokens=ends
         )
         return tokens
@@ -311,7 +311,11 @@ class TargetSession:
         value: T = found
         return value
 
-    def _call(self, operation: str, **arguments: Any) -> Any:
+    def call(self, operation: str, **arguments: Any) -> Any:
+        """Have the worker carry out an operation of `harness.worker_main`, in a new one where the last has died.
+
+        Raises StageError(run), Unsupported where the session cannot do that, NotRun where the target was given up.
+        """
         if self._untold is not None:
             untold, self._untold = self._untold, None
             raise untold

@@ -15,7 +15,7 @@ import execnet
 
 from harness import __version__
 from harness.connection import BROKEN, Connection, Host, NotStarted
-from harness.errors import Stage, StageError, WorkerDied, WorkerRaised, WorkerTimeout
+from harness.errors import HarnessError, Stage, StageError, Unsupported, WorkerDied, WorkerRaised, WorkerTimeout
 from harness.last_words import WorkerLog, exit_description, exit_remedy, hung_in, quote
 from harness.orphans import Tree
 from harness.watch import LOOK_SECONDS, Excess, Limits, MemoryWatch
@@ -125,9 +125,9 @@ class Worker:
     def call(self, stage: Stage, operation: str, /, **arguments: Any) -> Any:
         """Ask for one operation and wait for its value.
 
-        Raises WorkerRaised when the runtime raised, WorkerDied when the process ended, held too much memory
-        or garbled its connection, WorkerTimeout when no answer came within the stage's time; after the last
-        two the worker is no longer running.
+        Raises WorkerRaised when the runtime raised, Unsupported when the session cannot do what is asked, WorkerDied
+        when the process ended, held too much memory or garbled its connection, WorkerTimeout when no answer came
+        within the stage's time; after the last two the worker is no longer running.
         """
         if self._connection is None:
             raise StageError(stage, f"the worker of {self.label} is not running")
@@ -288,8 +288,10 @@ class Worker:
         )
         return WorkerDied(stage, problem)
 
-    def _raised(self, stage: Stage, operation: str, name: str, message: str, remedy: str, trace: str) -> StageError:
+    def _raised(self, stage: Stage, operation: str, name: str, message: str, remedy: str, trace: str) -> HarnessError:
         shown = message.strip() or "(no message)"
+        if name == Unsupported.__name__ and not trace:
+            return Unsupported(f"{self.label}: {shown}", remedy)
         if not trace:  # one of our own errors, already worded for the user
             return WorkerRaised(stage, f"{self.label}: {shown}", remedy)
         # A tool that failed below the worker has said why in the log and not to the worker.

@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,6 +42,7 @@ from harness.orphans import PARENT, die_with, lead_group
 from harness.outpost import Outpost
 from harness.products import GivesProducts
 from harness.states import GivesStates
+from harness.steps import Steps
 from harness.stopwatch import time_session
 from harness.target import DeviceKind, Target
 from harness.weights import ReadsWeights
@@ -185,7 +187,8 @@ class Host:
         self._backend: Backend | None = None
         self._session: Session | None = None
         self._witness: Witness | None = None
-        self._outpost = Outpost()
+        # What neither backend nor session is needed for, and what is about a session only, is kept elsewhere.
+        self._others = (Outpost(), Steps(self._loaded, self._watched))
         self._lock: DeviceLock | None = None
         self._reference: Any = None
 
@@ -193,13 +196,20 @@ class Host:
         """Carry out one request; whatever it raises becomes the answer, and the worker lives on."""
         operation, arguments = request
         try:
-            ask = getattr(self, f"do_{operation}", None) or getattr(self._outpost, f"do_{operation}")
-            value = ask(**unpack(arguments))
+            value = self._operation(operation)(**unpack(arguments))
             return ("ok", pack(value, self._scratch))
         except HarnessError as error:
             return ("raised", type(error).__name__, error.problem, error.remedy, "")
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a runtime may raise anything
             return ("raised", type(error).__name__, str(error), "", traceback.format_exc())
+
+    def _operation(self, name: str) -> Callable[..., Any]:
+        """What carries out an operation. Raises AttributeError where nothing does."""
+        for owner in (self, *self._others):
+            found: Callable[..., Any] | None = getattr(owner, f"do_{name}", None)
+            if found is not None:
+                return found
+        raise AttributeError(f"a worker has no operation {name}")
 
     def close(self) -> None:
         """Close the session, then let others have its device; a runtime that cannot is left to the process's end."""

@@ -153,7 +153,7 @@ def target_ratio(folder: Path, suite: PromptSuite, cases: list[list[object]], py
         session = TargetSession(run, Target.parse("pytorch:cpu:fp32"))
         session.start()
         prompts = [run.case(suite, prompt.id) for prompt in suite.prompts]
-        session._call("teacher_force", prompt=list(prompts[0].case.tokens), continuation=[1, 2])  # warm-up
+        session.call("teacher_force", prompt=list(prompts[0].case.tokens), continuation=[1, 2])  # warm-up
         start = time.perf_counter()
         for prompt in prompts:
             judge = Judge(session, policy, checkpoint)

@@ -25,6 +25,7 @@ LAYERS = (
     ("busy", "compare", "devices", "artifacts", "audit_moved", "audit_explain"),
     ("witness", "outpost", "audit_tensor", "yardstick", "suspects", "stopwatch"),
     ("phi3_float64", "intervals"),
+    ("steps",),
     ("backends", "reference"),
     ("worker_main", "worker"),
     ("golden", "discovery", "lab", "statements", "decompose"),
