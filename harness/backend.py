@@ -53,7 +53,8 @@ class Capabilities(msgspec.Struct, frozen=True):
 
     `whole_prompt_logits`: `append` returns a row for every token, not for the last one only.
     `max_prompt` and `max_tokens`: the most tokens that a prompt, and prompt and answer together, may have;
-    None where only the checkpoint limits. `longer` says how to load a session that takes more.
+    None where only the checkpoint limits. `longer` says how to load a session that takes more. `max_append`: the most
+    tokens that `append` takes at once after the prompt.
     `keeps_weights`: what was loaded is quantised while loading, and the session's `keep_weights(folder)` writes what
     it then holds, to be read by the backend's `dequantized_weights`.
     """
@@ -62,6 +63,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     max_prompt: int | None = None
     max_tokens: int | None = None
     longer: str = ""
+    max_append: int | None = None
     keeps_weights: bool = False
 
     def refuses(self, prompt: int, answer: int) -> str:

@@ -136,6 +136,10 @@ class Run:
         start = len(case.tokens) - 1
         return self._reference_logits[key][start : start + len(tokens)]
 
+    def golden_rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """FP32 PyTorch's logits of a text, fed at once, `[n, V]` float32. Raises StageError(compare)."""
+        return self._ask_reference(list(tokens))
+
     def _ask_reference(self, tokens: list[int]) -> NDArray[np.float32]:
         if self._reference is None:
             self._reference = self._start_reference(len(tokens))

@@ -254,6 +254,11 @@ class TargetSession:
         """Versions of the distributions that compute."""
         return dict(self.info.versions) if self.info else {}
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there; another is started at the next call."""
+        return self._worker is not None and self._worker.running
+
     def close(self) -> None:
         """Stop the workers."""
         if self._references is not None:

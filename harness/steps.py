@@ -57,7 +57,7 @@ class Interleaves(Protocol):
 
 @runtime_checkable
 class Batches(Protocol):
-    """A session that computes several prompts at once, padded on the left."""
+    """A session that computes several prompts at once, padded on the side that the runtime wants."""
 
     def batch(self, prompts: Sequence[Tokens], continuations: Sequence[Tokens]) -> list[Logits]:
         """Logits `[n_i + m, V]` float32 of each prompt `[n_i]`, then its continuation `[m]` fed token by token.

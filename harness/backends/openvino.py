@@ -25,8 +25,8 @@ from harness.backend import (
     pick_recipe,
     versions_of,
 )
+from harness.backends import openvino_cache, openvino_products, openvino_states
 from harness.backends import openvino_npuw as npuw
-from harness.backends import openvino_products, openvino_states
 from harness.backends.causal_lm import CausalLMSession
 from harness.backends.openvino_weights import OpenVinoWeights
 from harness.errors import Unsupported, UsageError
@@ -185,8 +185,16 @@ class OpenVinoBackend:
         return "NPU", {"CACHE_DIR": str(cache or ""), **npuw.config(base, options)}
 
 
+# What optimum-intel gives for the past of a stateful model, whose state is in its request.
+_STATEFUL = ((),)
+
+
 class OpenVinoSession(CausalLMSession):
     """A compiled IR."""
+
+    def __init__(self, model: Any, info: SessionInfo) -> None:
+        super().__init__(model, info)
+        self._requests: dict[int, dict[str, Any]] = {}
 
     def append(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Feed `[n]` tokens, return `[n, V]` float32 logits; `[1, V]` from NPUW, unless loaded with whole-prompt."""
@@ -194,6 +202,53 @@ class OpenVinoSession(CausalLMSession):
         if self.info.capabilities.whole_prompt_logits and logits.shape[0] > tokens.size:
             return logits[-tokens.size :]  # NPUW gives its whole window, the prompt aligned to the right
         return logits
+
+    def rewind(self, length: int) -> None:
+        """Trim the variables of the request: see `harness.backends.openvino_cache`. Raises Unsupported for NPUW."""
+        self._refuse_state("lower position ids after higher ones give wrong logits without an error")
+        openvino_cache.rewind(self._model.request, length)
+        self._model._past_length = self._count = length
+
+    def fork(self) -> Any:
+        """A copy of the variables. Raises Unsupported for NPUW."""
+        self._refuse_state("its state is in parts of its own")
+        return openvino_cache.copy_of(self._model.request, self._count, self._model.next_beam_idx)
+
+    def resume(self, state: Any) -> None:
+        """Set the variables to a copy of them."""
+        openvino_cache.restore(self._model.request, state)
+        self._model._past_length = self._count = state.fed
+        self._model.next_beam_idx = state.beams
+        self._past = _STATEFUL if state.fed else None
+
+    def switch(self, text: int) -> None:
+        """Each text has an infer request of the one compiled model."""
+        model, own = self._model, self._requests.setdefault(self._text, {})
+        own.update(request=model.request, _past_length=model._past_length, next_beam_idx=model.next_beam_idx)
+        found = self._requests.setdefault(text, {})
+        if not found:
+            request = model.request.get_compiled_model().create_infer_request()
+            found.update(request=request, _past_length=0, next_beam_idx=None)
+        for name, value in found.items():
+            setattr(model, name, value)
+        super().switch(text)
+
+    def batch(
+        self, prompts: Sequence[NDArray[np.int64]], continuations: Sequence[NDArray[np.int64]]
+    ) -> list[NDArray[np.float32]]:
+        """See `harness.steps.Batches`. Raises Unsupported for NPUW, which ends the process."""
+        if "NPUW_DEVICES" in self.info.properties:
+            raise Unsupported("NPUW computes one text at a time: a batch above one ends the process")
+        return super().batch(prompts, continuations)
+
+    def close(self) -> None:
+        """Drop model and requests."""
+        self._requests.clear()
+        super().close()
+
+    def _refuse_state(self, why: str) -> None:
+        if "NPUW_DEVICES" in self.info.properties:
+            raise Unsupported(f"NPUW has no access to its cache: {why}", "reset and feed the tokens again")
 
     def residual_states(self, tokens: list[int], prefill: int) -> States:
         """See `harness.states.GivesStates`. Raises Unsupported for NPUW, which gives no inner values."""

@@ -60,6 +60,7 @@ READ_BACK = (
     "NPUW_DEVICES",
     "NPUW_LLM_MAX_PROMPT_LEN",
     "NPUW_LLM_MIN_RESPONSE_LEN",
+    "NPUW_LLM_MAX_GENERATION_TOKEN_LEN",
     "NPUW_LLM_PREFILL_HINT",
     "NPUW_LLM_GENERATE_HINT",
     "NPUW_ONLINE_PIPELINE",
@@ -94,6 +95,7 @@ def capabilities(properties: Mapping[str, str], options: Mapping[str, str]) -> C
         whole_prompt_logits="whole-prompt" in options,
         max_prompt=int(prompt) if known else None,
         max_tokens=int(prompt) + int(answer) if known else None,
+        max_append=int(properties.get("NPUW_LLM_MAX_GENERATION_TOKEN_LEN", "") or 1),
         longer="compile for more: --load-option='openvino:*:*=NPUW_LLM_MAX_PROMPT_LEN=TOKENS'",
     )
 

@@ -26,7 +26,7 @@ from harness.backend import (
     pick_recipe,
     versions_of,
 )
-from harness.backends import ort_states
+from harness.backends import ort_batch, ort_states
 from harness.backends.ort_artifact import check_export, providers, read_config
 from harness.backends.ort_graph import Graph, whole
 from harness.backends.ort_profile import evidence_of, read_profile
@@ -170,6 +170,9 @@ class OrtGenAISession:
         self._fed: list[int] = []
         self._room = 0
         self._last = 0
+        self._text = 0
+        self._others: dict[int, tuple[Any, list[int], int]] = {}
+        self._pad = ort_batch.padding(settings)
         self.load_marked: Callable[[Path], tuple[dict[str, str], Any]] | None = None
         """Loads, from the folder it is given to write, the model with more outputs, whose names come first."""
         self._info = SessionInfo(
@@ -198,6 +201,26 @@ class OrtGenAISession:
         self._last = int(tokens.size)
         self._generator.append_tokens(tokens.astype(np.int32))
         return np.array(self._generator.get_output("logits")[0], dtype=np.float32)
+
+    def rewind(self, length: int) -> None:
+        """Let the generator go back: see `harness.steps.Rewinds`."""
+        self._generator.rewind_to(length)
+        del self._fed[length:]
+
+    def switch(self, text: int) -> None:
+        """Each text has a generator of the one model: see `harness.steps.Interleaves`."""
+        self._others[self._text] = (self._generator, self._fed, self._room)
+        self._generator, self._fed, self._room = self._others.pop(text, (None, [], 0))
+        self._text = text
+
+    def batch(
+        self, prompts: Sequence[NDArray[np.int64]], continuations: Sequence[NDArray[np.int64]]
+    ) -> list[NDArray[np.float32]]:
+        """Several prompts in one generator: see `harness.steps.Batches`."""
+        self.reset()
+        longest = max(prompt.size for prompt in prompts) + continuations[0].size
+        generator = self._new_generator(min(self._context, longest + 1), len(prompts))
+        return ort_batch.teacher_force(generator, prompts, continuations, self._pad)
 
     def residual_states(self, tokens: list[int], prefill: int) -> States:
         """See `harness.states.GivesStates`. A second model is loaded beside the plain one."""
@@ -247,12 +270,13 @@ class OrtGenAISession:
         return Evidence(level, () if kind is None else (kind,), (device,), "Model.device_type")
 
     def close(self) -> None:
-        """Drop generator and model; the runtime frees them when nothing refers to them."""
+        """Drop generators and model; the runtime frees them when nothing refers to them."""
+        self._others.clear()
         self._generator = self._model = None
 
-    def _new_generator(self, max_length: int) -> Any:
+    def _new_generator(self, max_length: int, batch: int = 1) -> Any:
         params = self._og.GeneratorParams(self._model)
-        params.set_search_options(do_sample=False, num_beams=1, max_length=max_length)
+        params.set_search_options(do_sample=False, num_beams=1, max_length=max_length, batch_size=batch)
         return self._og.Generator(self._model, params)
 
 

@@ -14,7 +14,7 @@ from harness.golden import TREE
 LAYERS = (
     (
         *("errors", "windows_job", "last_words", "connection", "cache", "busy_counter", "dxgi", "codes", "findings"),
-        *("untrusted", "not_finite", "progress"),
+        *("untrusted", "not_finite", "progress", "drawn"),
         *("audit_search", "power", "publication"),
     ),
     ("target", "metrics", "orphans", "journal", "privacy", "words"),
@@ -23,7 +23,7 @@ LAYERS = (
     ("audit_grid", "states", "products", "localise"),
     ("busy_linux", "busy_nvidia", "busy_windows", "attest", "accelerators", "device_lock", "depot", "tensor_files"),
     ("busy", "compare", "devices", "artifacts", "audit_moved", "audit_explain"),
-    ("witness", "outpost", "audit_tensor", "yardstick", "suspects", "stopwatch"),
+    ("witness", "outpost", "audit_tensor", "yardstick", "suspects", "stopwatch", "consistency"),
     ("phi3_float64", "intervals"),
     ("steps",),
     ("backends", "reference"),
@@ -35,7 +35,8 @@ LAYERS = (
     ("preparation", "loading", "details", "exact_weights"),
     ("probes",),
     ("sessions", "machines"),
-    ("tracing", "lineup", "speed"),
+    ("tracing", "lineup", "speed", "stepping"),
+    ("caching",),
     ("entries", "ledger"),
     ("judge", "state"),
     ("fixtures", "marks", "interruptions"),
