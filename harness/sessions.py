@@ -39,6 +39,7 @@ from harness.run import PromptCase, Run
 from harness.states import States
 from harness.stopwatch import Times
 from harness.target import Evidence, Precision, Target, matches
+from harness.tokenization import OPERATIONS
 from harness.worker import Worker
 from harness.yardstick import Decomposed
 
@@ -332,7 +333,7 @@ class TargetSession:
         except (WorkerDied, WorkerTimeout) as error:
             self._count(error)
             raise
-        if operation != "evidence":
+        if operation != "evidence" and operation not in OPERATIONS:  # a tokenizer has no part of the device
             self._computed, self._evidence = True, None
         return value
 

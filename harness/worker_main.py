@@ -45,6 +45,7 @@ from harness.states import GivesStates
 from harness.steps import Steps
 from harness.stopwatch import time_session
 from harness.target import DeviceKind, Target
+from harness.tokenization import Tokenization
 from harness.weights import ReadsWeights
 from harness.wire import pack, unpack
 from harness.witness import Witness
@@ -188,7 +189,7 @@ class Host:
         self._session: Session | None = None
         self._witness: Witness | None = None
         # What neither backend nor session is needed for, and what is about a session only, is kept elsewhere.
-        self._others = (Outpost(), Steps(self._loaded, self._watched))
+        self._others = (Outpost(), Steps(self._loaded, self._watched), Tokenization(self._loaded))
         self._lock: DeviceLock | None = None
         self._reference: Any = None
 

@@ -9,6 +9,7 @@ from typing import Any
 from harness.arithmetic import Arithmetic, CachePrecision, Weights
 from harness.backend import Capabilities, DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
 from harness.backends.causal_lm import CausalLMSession
+from harness.backends.hf_tokenizer import HfTokenizer
 from harness.backends.npu_library_weights import KeptWeights, keep
 from harness.backends.torch_states import watched
 from harness.errors import UsageError
@@ -93,11 +94,20 @@ class NpuLibraryBackend:
             attn_implementation="sdpa",
             trust_remote_code=trust_remote_code,
         )
-        return NpuLibrarySession(model, _info(model, options))
+        return NpuLibrarySession(model, _info(model, options), artifact, trust_remote_code)
 
 
 class NpuLibrarySession(CausalLMSession):
     """A compiled model. One to a process: the library aborts when a second one is made."""
+
+    def __init__(self, model: Any, info: SessionInfo, artifact: Path, trust_remote_code: bool) -> None:
+        super().__init__(model, info)
+        self._artifact = artifact
+        self._trust_remote_code = trust_remote_code
+
+    def tokenizer(self) -> HfTokenizer:
+        """See `harness.tokenization.GivesTokenizer`."""
+        return HfTokenizer(self._artifact, trust_remote_code=self._trust_remote_code)
 
     def keep_weights(self, folder: str) -> None:
         """Write what the loaded model holds, for `NpuLibraryBackend.dequantized_weights` to read; see `keep`."""
@@ -131,7 +141,7 @@ def _info(model: Any, options: Mapping[str, str]) -> SessionInfo:
             "attention": str(model.config._attn_implementation),
             **{f"compiled_{name}": str(compiled.count(name)) for name in sorted(set(compiled))},
         },
-        versions=versions_of((_DISTRIBUTION, "openvino", "neural-compressor", "torch", "transformers")),
+        versions=versions_of((_DISTRIBUTION, "openvino", "neural-compressor", "torch", "transformers", "tokenizers")),
         load_options=dict(options),
         permitted=_permitted(arithmetic),
         capabilities=Capabilities(keeps_weights=True),

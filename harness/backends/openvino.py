@@ -28,6 +28,7 @@ from harness.backend import (
 from harness.backends import openvino_cache, openvino_products, openvino_states
 from harness.backends import openvino_npuw as npuw
 from harness.backends.causal_lm import CausalLMSession
+from harness.backends.openvino_tokenizer import OpenVinoTokenizer
 from harness.backends.openvino_weights import OpenVinoWeights
 from harness.errors import Unsupported, UsageError
 from harness.products import Products
@@ -170,7 +171,7 @@ class OpenVinoBackend:
         model = OVModelForCausalLM.from_pretrained(
             str(artifact), device=device, ov_config=config, trust_remote_code=trust_remote_code, local_files_only=True
         )
-        return OpenVinoSession(model, _info(model, target, options))
+        return OpenVinoSession(model, _info(model, target, options), artifact)
 
     def compile_for(self, target: Target, options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
         """The device and the properties that a target is compiled with: a device by name, never AUTO or HETERO."""
@@ -192,8 +193,9 @@ _STATEFUL = ((),)
 class OpenVinoSession(CausalLMSession):
     """A compiled IR."""
 
-    def __init__(self, model: Any, info: SessionInfo) -> None:
+    def __init__(self, model: Any, info: SessionInfo, artifact: Path) -> None:
         super().__init__(model, info)
+        self._artifact = artifact
         self._requests: dict[int, dict[str, Any]] = {}
 
     def append(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -249,6 +251,10 @@ class OpenVinoSession(CausalLMSession):
     def _refuse_state(self, why: str) -> None:
         if "NPUW_DEVICES" in self.info.properties:
             raise Unsupported(f"NPUW has no access to its cache: {why}", "reset and feed the tokens again")
+
+    def tokenizer(self) -> OpenVinoTokenizer:
+        """See `harness.tokenization.GivesTokenizer`."""
+        return OpenVinoTokenizer(self._artifact)
 
     def residual_states(self, tokens: list[int], prefill: int) -> States:
         """See `harness.states.GivesStates`. Raises Unsupported for NPUW, which gives no inner values."""
@@ -311,7 +317,9 @@ def _info(model: Any, target: Target, options: Mapping[str, str]) -> SessionInfo
         vocabulary=int(model.config.vocab_size),
         arithmetic=arithmetic,
         properties=properties,
-        versions=versions_of(("openvino", "optimum-intel", "transformers", "torch")),
+        versions=versions_of(
+            ("openvino", "optimum-intel", "transformers", "torch", "openvino-tokenizers", "openvino-genai")
+        ),
         capabilities=capabilities,
         load_options=dict(options),
         permitted=npuw.permitted(arithmetic) if is_npu else _permitted(properties, arithmetic),

@@ -30,6 +30,7 @@ from harness.backends import ort_batch, ort_states
 from harness.backends.ort_artifact import check_export, providers, read_config
 from harness.backends.ort_graph import Graph, whole
 from harness.backends.ort_profile import evidence_of, read_profile
+from harness.backends.ort_tokenizer import OrtTokenizer
 from harness.backends.ort_weights import OrtWeights
 from harness.errors import ArtifactError, Unsupported
 from harness.states import States, gather
@@ -221,6 +222,10 @@ class OrtGenAISession:
         longest = max(prompt.size for prompt in prompts) + continuations[0].size
         generator = self._new_generator(min(self._context, longest + 1), len(prompts))
         return ort_batch.teacher_force(generator, prompts, continuations, self._pad)
+
+    def tokenizer(self) -> OrtTokenizer:
+        """See `harness.tokenization.GivesTokenizer`."""
+        return OrtTokenizer(self._og, self._model)
 
     def residual_states(self, tokens: list[int], prefill: int) -> States:
         """See `harness.states.GivesStates`. A second model is loaded beside the plain one."""

@@ -15,6 +15,7 @@ from harness.arithmetic import Arithmetic, CachePrecision, Weights
 from harness.backend import DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
 from harness.backends.causal_lm import CausalLMSession
 from harness.backends.checkpoint_weights import CheckpointWeights
+from harness.backends.hf_tokenizer import HfTokenizer
 from harness.backends.torch_states import watched
 from harness.errors import UsageError
 from harness.states import States, gather
@@ -122,6 +123,10 @@ class PyTorchSession(CausalLMSession):
             source="device of every parameter",
         )
 
+    def tokenizer(self) -> HfTokenizer:
+        """See `harness.tokenization.GivesTokenizer`."""
+        return HfTokenizer(self._artifact, trust_remote_code=self._trust_remote_code)
+
     def residual_states(self, tokens: list[int], prefill: int) -> States:
         """See `harness.states.GivesStates`."""
         with watched(self._model) as seen:
@@ -184,7 +189,7 @@ def _info(torch: Any, model: Any, options: Mapping[str, str]) -> SessionInfo:
         vocabulary=int(model.config.vocab_size),
         arithmetic=arithmetic.get(model.dtype),
         properties=properties,
-        versions=versions_of(("torch", "transformers")),
+        versions=versions_of(("torch", "transformers", "tokenizers")),
         load_options=dict(options),
         permitted=_PERMITTED.get(arithmetic.get(model.dtype, Precision.FP32), ()),
     )

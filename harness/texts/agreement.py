@@ -1,0 +1,162 @@
+"""Judging a tokenizer's answers: where they are not the oracle's, and the sentence that says so.
+
+Pure: it takes what was asked, what was due and what came, and gives a `Verdict`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from harness.compare import Outcome, Verdict
+
+# Disagreements that a message spells out.
+_SPELLED_OUT = 4
+# A text of up to so many characters is shown with its code points.
+_FEW = 12
+# What a message shows of a longer one.
+_SHOWN = 60
+
+
+class Reply(NamedTuple):
+    """What a runtime answered to one input: a value, or the message of what it raised."""
+
+    value: Any
+    raised: str | None = None
+
+    @classmethod
+    def of(cls, answer: Sequence[Any]) -> Reply:
+        """A worker's answer, see `harness.tokenization.Tokenization`."""
+        word, value = answer
+        return cls(None, str(value)) if word == "raised" else cls(value)
+
+
+class Disagreement(NamedTuple):
+    """One input, already made small, of which the runtime made something else than was due.
+
+    `problem` says what, in words that follow the input.
+    """
+
+    given: str | list[int] | list[dict[str, str]]
+    problem: str
+
+
+def judge_agreement(count: int, wrong: int, found: Sequence[Disagreement], unit: str) -> Verdict:
+    """Whether none of `count` inputs was answered wrongly; `found` are the smallest of those that were.
+
+    `unit` is what an input is called, in the plural. No inputs at all fail. There is no limit: tokens and texts are
+    equal or they are not.
+    """
+    numbers = {unit.replace(" ", "_"): float(count), "differing": float(wrong)}
+    if not count:
+        return Verdict(Outcome.FAIL, numbers, {}, f"zero {unit} were compared")
+    if not wrong:
+        return Verdict(Outcome.PASS, numbers, {})
+    lines = [f"{wrong} of {count} {unit} differ from the checkpoint's own; made as small as they go:"]
+    lines += [f"  {shown(one.given)}: {one.problem}" for one in found[:_SPELLED_OUT]]
+    if len(found) > _SPELLED_OUT:
+        lines.append(f"  and {len(found) - _SPELLED_OUT} more kinds")
+    return Verdict(Outcome.FAIL, numbers, {}, "\n".join(lines))
+
+
+def tokens_problem(due: list[int], reply: Reply) -> str:
+    """How token ids differ from those that were due; empty where they do not."""
+    if reply.raised is not None:
+        return f"refused ({reply.raised}), where {shown(due)} is due"
+    if reply.value == due:
+        return ""
+    at = next((i for i, (a, b) in enumerate(zip(due, reply.value, strict=False)) if a != b), None)
+    at = min(len(due), len(reply.value)) if at is None else at
+    return f"gives tokens {_around(reply.value, at)}, where {_around(due, at)} are due"
+
+
+def text_problem(due: str, reply: Reply) -> str:
+    """How a text differs from the one that was due; empty where it does not."""
+    if reply.raised is not None:
+        return f"refused ({reply.raised}), where {shown(due)} is due"
+    return "" if reply.value == due else f"gives {_at_difference(reply.value, due)}"
+
+
+def loose_text_problem(due: str, reply: Reply) -> str:
+    """As `text_problem`, where tokens are bytes that may be no text.
+
+    How many U+FFFD stand for a run of such bytes is left open (section 3.9 of the Unicode standard recommends and does
+    not require), so a run of them counts as one.
+    """
+    if reply.raised is not None:
+        return text_problem(due, reply)
+    return text_problem(_one_each(due), Reply(_one_each(reply.value)))
+
+
+def rendering_problem(due: str | None, reply: Reply) -> str:
+    """As `text_problem`, where what was due may be a refusal, None."""
+    if due is None:
+        return "" if reply.raised is not None else f"gives {shown(reply.value)}, where the template refuses"
+    return text_problem(due, reply)
+
+
+def stream_problem(due: str, reply: Reply, *, loose: bool = False) -> str:
+    """What is wrong with the pieces that a stream gave out, one after each token and one at the end.
+
+    Joined they must be `due`, and at no moment may they hold what `due` does not begin with, such as half a character.
+    With `loose`, runs of U+FFFD are compared as in `loose_text_problem`.
+    """
+    if reply.raised is not None:
+        return text_problem(due, reply)
+    same = _one_each if loose else str
+    wanted, given, count = same(due), "", len(reply.value) - 1
+    for token, piece in enumerate(reply.value):
+        given += piece
+        if not wanted.startswith(same(given)):
+            half = "half a character, " if "\ufffd" in piece and "\ufffd" not in wanted else ""
+            when = f"after token {token + 1} of {count}" if token < count else "at the end"
+            return f"gives out {half}{shown(piece)} {when}: {_at_difference(same(given), wanted)}"
+    return "" if same(given) == wanted else f"gives out {_at_difference(same(given), wanted)} in all"
+
+
+def of_tokens(tokens: list[int], problem: str) -> str:
+    """A problem of the tokens of a text, with the tokens; empty where there is none."""
+    return problem and f"of its tokens {_around(tokens, 0)}, {problem}"
+
+
+def gives_early(replies: Sequence[Reply]) -> bool:
+    """Whether any of some streams gave out anything before it ended."""
+    return any(any(reply.value[:-1]) for reply in replies if reply.raised is None)
+
+
+def _one_each(text: str) -> str:
+    return re.sub("\ufffd+", "\ufffd", text)
+
+
+def _at_difference(found: str, due: str) -> str:
+    """Both texts, or what of both is around the first difference."""
+    if max(len(found), len(due)) <= _SHOWN:
+        return f"{shown(found)}, where {shown(due)} is due"
+    at = next((i for i, (a, b) in enumerate(zip(found, due, strict=False)) if a != b), min(len(found), len(due)))
+    start = max(0, at - _FEW)
+    end = at + _FEW
+    lengths = f" ({len(found)} characters, {len(due)} due)"
+    return f"...{shown(found[start:end])} at character {at}, where ...{shown(due[start:end])} is due{lengths}"
+
+
+def shown(given: Any) -> str:
+    """An input or an answer as a message shows it: in ASCII, a short text with its code points."""
+    if isinstance(given, str):
+        if len(given) > _SHOWN:
+            return f"{given[:_SHOWN]!a}... ({len(given)} characters)"
+        points = " ".join(f"U+{ord(character):04X}" for character in given)
+        plain = given.isascii() and given.isprintable()
+        return f"{given!a} ({points})" if given and len(given) <= _FEW and not plain else f"{given!a}"
+    if isinstance(given, list) and given and isinstance(given[0], dict):
+        return f"chat {' '.join('{role} {content!a}'.format(**message) for message in given)}"
+    return f"tokens {_around(given, 0)}" if isinstance(given, list) else f"{given!a}"
+
+
+def _around(tokens: list[int], at: int) -> str:
+    """Token ids around a place."""
+    if len(tokens) <= _FEW:
+        return str(tokens)
+    start = max(0, at - 3)
+    some = ", ".join(map(str, tokens[start : start + 8]))
+    return f"[{'..., ' if start else ''}{some}, ...] from place {start} of {len(tokens)}"

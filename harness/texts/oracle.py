@@ -1,0 +1,60 @@
+"""The oracle: the checkpoint's tokenizer.json as Hugging Face's `tokenizers` reads it, in the controller."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from harness.errors import Unsupported
+from harness.texts.promise import RoundTrip, read_round_trip
+from harness.texts.template import ChatTemplate
+
+
+class Oracle:
+    """What a checkpoint's own tokenizer makes of texts, tokens and chats.
+
+    Raises Unsupported where the checkpoint has no tokenizer.json that `tokenizers` can read.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        from tokenizers import Tokenizer
+
+        path = checkpoint / "tokenizer.json"
+        remedy = "write one with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        if not path.is_file():
+            raise Unsupported("the checkpoint has no tokenizer.json to judge tokenizers by", remedy)
+        try:
+            self._tokenizer: Any = Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+            raise Unsupported(f"the checkpoint's tokenizer.json cannot be read: {error}", remedy) from None
+        # Files may ask for texts to be cut or filled up, which is for training: nobody's prompt is.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.round_trip: RoundTrip = read_round_trip(path)
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self.added_tokens: tuple[str, ...] = tuple(token.content for token in added)
+        """The texts that stand for one token each, such as `<|end|>`."""
+        self.vocabulary: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._checkpoint = checkpoint
+        self._template: ChatTemplate | None = None
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Token ids of a text; with `special`, those around it that the tokenizer adds by itself."""
+        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, tokens: list[int], *, special: bool) -> str:
+        """The text of tokens; with `special`, special tokens are shown, otherwise left out."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=not special))
+
+    def render(self, chat: list[dict[str, str]], *, answer: bool) -> str | None:
+        """A chat under the checkpoint's template, None where that refuses it. Raises Unsupported without one."""
+        if self._template is None:
+            self._template = ChatTemplate(self._checkpoint)
+        return self._template.render(chat, answer=answer)
+
+
+@lru_cache(maxsize=2)
+def oracle_of(checkpoint: Path) -> Oracle:
+    """The oracle of a checkpoint folder, read once."""
+    return Oracle(checkpoint)
