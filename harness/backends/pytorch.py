@@ -16,8 +16,10 @@ from harness.backend import DeviceReport, Recipe, Session, SessionInfo, check_op
 from harness.backends.causal_lm import CausalLMSession
 from harness.backends.checkpoint_weights import CheckpointWeights
 from harness.backends.hf_tokenizer import HfTokenizer
+from harness.backends.pytorch_operators import TorchBench
 from harness.backends.torch_states import watched
 from harness.errors import UsageError
+from harness.operators.bench import Bench
 from harness.states import States, gather
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 from harness.weights import ArtifactWeights
@@ -99,6 +101,10 @@ class PyTorchBackend:
         )
         model.eval().to(_torch_device(target))
         return PyTorchSession(model, _info(torch, model, options), artifact, trust_remote_code)
+
+    def operators(self, target: Target) -> Bench:
+        """See `harness.operators.bench.RunsOperators`."""
+        return TorchBench(target, _torch_device(target))
 
 
 class PyTorchSession(CausalLMSession):

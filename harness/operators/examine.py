@@ -1,0 +1,135 @@
+"""Have a bench run an operator on every kind of value, judge what it gives, and shrink what fails."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import hypothesis
+import msgspec
+from hypothesis import Phase
+
+from harness.compare import Verdict
+from harness.drawn import examples, fixed_settings
+from harness.errors import Unsupported, UsageError
+from harness.operators.bench import Offer
+from harness.operators.case import Case, Values
+from harness.operators.catalogue import operator_of
+from harness.operators.draw import digest
+from harness.operators.judging import Judged, conclude, judge_case
+from harness.operators.strategy import cases, kinds, true_shape
+from harness.target import Target
+
+Call = Callable[..., Any]
+"""Carries out an operation of a worker: `harness.sessions.TargetSession.call`, or a worker's own."""
+
+# How often a worker is asked while a failing case is shrunk; each may be a graph to compile.
+_ASKED = 60
+
+
+class Bound:
+    """A worker's bench, bound to a target."""
+
+    def __init__(self, call: Call, target: Target) -> None:
+        # A worker knows no host: there, the target is one of this machine.
+        self._name = str(msgspec.structs.replace(target, host=None))
+        self._call = call
+        self.target = target
+        self.offer = msgspec.convert(call("operator_offer", target=self._name), Offer)
+
+    def require(self, operator: str) -> None:
+        """Raise Unsupported, with the reason, where the bench lacks an operator."""
+        if operator in self.offer.lacks:
+            raise Unsupported(f"{self.target}: {self.offer.lacks[operator]}")
+
+    def judge(self, asked: Sequence[Case]) -> tuple[list[Judged], str]:
+        """Every case that the runtime takes, run in one call and judged, and why it does not take others."""
+        answers = self._call("operators", target=self._name, cases=[str(case) for case in asked])
+        judged, refused = [], ""
+        for case, answer in zip(asked, answers, strict=True):
+            if "unsupported" in answer:
+                refused = str(answer["unsupported"])
+                continue
+            _check_inputs(case, answer)
+            judged.append(judge_case(case, answer["output"], self.offer.numerics))
+        return judged, refused
+
+    def verdict(self, asked: Sequence[Case]) -> Verdict:
+        """One verdict on cases. Raises Unsupported where the runtime takes none of them."""
+        judged, refused = self.judge(asked)
+        if not judged:
+            raise Unsupported(f"{self.target}: {refused}")
+        return conclude(judged, len(asked) - len(judged), str(self.target))
+
+
+def examine(call: Call, target: Target, operator: str, shapes: int) -> Verdict:
+    """One operator with every kind of value, in so many drawn shapes each; a failing case is shrunk first.
+
+    Raises Unsupported where the target lacks the operator.
+    """
+    bound = Bound(call, target)
+    bound.require(operator)
+    drawn = [case for values in kinds(operator) for case in examples(cases(operator, bound.offer, values), shapes)]
+    verdict = bound.verdict(drawn)
+    judged, _ = bound.judge(drawn) if verdict.message else ([], "")
+    wrong = next((one.case for one in judged if not one.right), None)
+    if wrong is None:
+        return verdict
+    smallest = _shrink(bound, operator, wrong.values, shapes)
+    found, _ = bound.judge([smallest])
+    lines = [f"smallest: {conclude(found, 0, str(target)).message}", verdict.message]
+    return msgspec.structs.replace(verdict, message="\n".join(lines))
+
+
+def examine_true_shape(call: Call, target: Target, operator: str, name: str) -> Verdict:
+    """A product of Phi-3-mini in its own shape. Raises Unsupported where the target has no such weights."""
+    bound = Bound(call, target)
+    bound.require(operator)
+    return bound.verdict([true_shape(name, operator, bound.offer)])
+
+
+def replay(call: Call, target: Target, case: Case) -> Verdict:
+    """One case over again. Raises UsageError where it is none, Unsupported where the target lacks its operator."""
+    operator_of(case)
+    bound = Bound(call, target)
+    bound.require(case.operator)
+    return bound.verdict([case])
+
+
+def _check_inputs(case: Case, answer: Mapping[str, Any]) -> None:
+    if answer["digest"] != digest(operator_of(case).draw(case)):
+        raise UsageError(
+            f"{case}: the worker has drawn other inputs than the controller",
+            "install this version of the harness there",
+        )
+
+
+def _shrink(bound: Bound, operator: str, values: Values, shapes: int) -> Case:
+    """The simplest failing case that hypothesis finds, beginning with the cases that were drawn."""
+    failing: list[Case] = []
+    asked: dict[str, bool] = {}
+
+    def fails(case: Case) -> bool:
+        if str(case) not in asked:
+            if len(asked) >= _ASKED:
+                return False
+            judged, _ = bound.judge([case])
+            asked[str(case)] = any(not one.right for one in judged)
+        return asked[str(case)]
+
+    @hypothesis.seed(0)
+    @fixed_settings(shapes, (Phase.generate, Phase.shrink))
+    @hypothesis.given(cases(operator, bound.offer, values))
+    def attempt(case: Case) -> None:
+        if fails(case):
+            failing.append(case)
+            raise _StillWrong
+
+    with contextlib.suppress(_StillWrong):
+        attempt()
+    return failing[-1]
+
+
+class _StillWrong(Exception):
+    """A case still fails."""

@@ -1,0 +1,140 @@
+"""Products by a weight: float, of 8 bits and of 4.
+
+Shapes: activations `[m, K]`, weight `[n, K]`, result `[m, n]`. Sizes of a case: `k`, `n` and `bits`, the width of what
+is stored; of a quantised weight also `group`, columns that share a scale (0 for a whole row), `zero`, 1 where there are
+zero points beside the middle of the range, and `root`, 1 where the stored scale is sqrt(K) times what is meant and the
+runtime multiplies by FP16(sqrt(1 / K)), as the Intel NPU library does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.arithmetic import Arithmetic
+from harness.codes import unpack
+from harness.operators.case import Case, Values
+from harness.operators.draw import Stream, drawn
+from harness.operators.estimate import Array, Estimate, growth
+from harness.operators.numerics import Numerics
+from harness.operators.rounding import FORMATS
+from harness.target import Precision
+from harness.weights import Quantised
+
+# Rows of a weight that are widened to float64 at a time: 64 MiB at most in Phi-3.
+_ROWS = 1024
+
+
+def draw(case: Case) -> dict[str, NDArray[Any]]:
+    """`x` `[m, K]` float32; and `w` `[n, K]` float32, or `codes` `[n, K]` uint8, `zeros` `[n, G]` uint8, `scales` `[n,
+    G]`.
+
+    Scales are float32 that FP16 represents.
+    """
+    stream = Stream(case.seed)
+    width = case["k"]
+    large = 0.5 * min(FORMATS[case.grid].greatest, 2.0**60)
+    x = drawn(stream, case.values, case.grid, case.count, width, large=large)
+    if case["bits"] >= 16:
+        return {"x": x, "w": _floats(stream, case)}
+    return {"x": x, **_codes(stream, case)}
+
+
+def _uniform(case: Case) -> bool:
+    """Whether the weights of a row are all the same, so that activations of alternating sign cancel."""
+    return case.values in (Values.EQUAL, Values.ALTERNATING)
+
+
+def _floats(stream: Stream, case: Case) -> NDArray[np.float32]:
+    n, width = case["n"], case["k"]
+    halves = stream.words(-(-n * width // 4)).astype("<u8").view("<i2")[: n * width].reshape(n, width)
+    weight = halves.astype(np.float32) * np.float32(0.937 / 32768.0 / np.sqrt(width))  # all bits of FP32 are in use
+    if _uniform(case):
+        weight[:] = weight[:, :1]
+    return weight.astype(np.float16).astype(np.float32) if case["bits"] == 16 else weight
+
+
+def _codes(stream: Stream, case: Case) -> dict[str, NDArray[Any]]:
+    n, width, bits = case["n"], case["k"], case["bits"]
+    columns = width + width % 2  # two codes of four bits to a byte
+    codes = unpack(stream.octets(n, columns * bits // 8), bits)[:, :width]
+    if _uniform(case):
+        codes = np.repeat(codes[:, :1], width, axis=1)
+    groups = -(-width // (case["group"] or width))
+    half = 2 ** (bits - 1)
+    zeros = np.full((n, groups), half, dtype=np.uint8)
+    if case["zero"]:
+        zeros += (stream.octets(n, groups) % (half // 4)).astype(np.uint8)
+    grid = 0.75 + 0.25 * stream.uniform(n, groups)
+    scales = (grid / half / (1.0 if case["root"] else np.sqrt(width))).astype(np.float16).astype(np.float32)
+    return {"codes": np.ascontiguousarray(codes), "zeros": zeros, "scales": scales}
+
+
+def stored_weight(case: Case, inputs: Mapping[str, NDArray[Any]], rows: slice = slice(None)) -> Array:
+    """Some rows of the weight that is meant, `[n, K]` float64."""
+    if "w" in inputs:
+        return np.asarray(inputs["w"][rows], dtype=np.float64)
+    scales = inputs["scales"][rows].astype(np.float64)
+    if case["root"]:
+        scales = scales * np.float64(np.float16(np.sqrt(1.0 / case["k"])))
+    codes, group = inputs["codes"][rows], case["group"] or case["k"]
+    missing = -codes.shape[1] % group  # the last block of a row may be short
+    padded = np.pad(codes, ((0, 0), (0, missing)))
+    high = 2 ** case["bits"] - 1
+    return Quantised(padded, scales, inputs["zeros"][rows], case["bits"], 0, high).product()[:, : codes.shape[1]]
+
+
+def truth(case: Case, inputs: Mapping[str, NDArray[Any]], numerics: Numerics, arithmetic: Arithmetic) -> Estimate:
+    """The product `[m, n]`; of a quantised weight with int8 activations by block where the arithmetic has them."""
+    x, edges = inputs["x"].astype(np.float64), None
+    if arithmetic.block and "codes" in inputs:
+        x, edges = int8_blocks(x, arithmetic.block, numerics.unit)
+    parts = list(_parts(case, inputs, numerics, x, edges))
+    value, worst, square = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
+    return Estimate(value, worst, square).rounded(numerics.precision)
+
+
+def _parts(
+    case: Case, inputs: Mapping[str, NDArray[Any]], numerics: Numerics, x: Array, edges: Array | None
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Result and bounds for some rows of the weight at a time."""
+    width = case["k"]
+    # A weight is rounded to half precision where that is computed in; a code times its scale is rounded in any case.
+    once = numerics.form.unit if numerics.precision is not Precision.FP32 else 0.0
+    once += 0.0 if "w" in inputs else 2.0 * numerics.unit
+    lost = np.where(np.abs(x) < numerics.form.least_normal, np.abs(x), 0.0) if numerics.flushes else np.zeros_like(x)
+    lost = lost if edges is None else lost + edges
+    for at in range(0, case["n"], _ROWS):
+        weight = stored_weight(case, inputs, slice(at, at + _ROWS))
+        square = weight**2
+        # The partial sums of independent terms of either sign are as large as the root of the sum of their squares.
+        squares = (x**2 @ square.T) * (once**2 + width * numerics.unit**2) + lost**2 @ square.T
+        worst = np.full_like(squares, np.inf)
+        if not case.values.independent:
+            np.abs(weight, out=square)
+            worst = (np.abs(x) @ square.T) * (once + growth(width, numerics.inner)) + lost @ square.T
+        yield x @ weight.T, worst + width * numerics.least, squares + width * numerics.least**2
+
+
+def int8_blocks(x: Array, block: int, unit: float) -> tuple[Array, Array]:
+    """Activations `[m, K]` as int8 gives them back, by blocks of columns, and what those at a code's edge may move by.
+
+    Symmetric, absmax / 127 for a scale, rounded half to even: ONNX Runtime's MLAS (accuracy_level 4 of MatMulNBits),
+    and OpenVINO's dynamic quantisation. A value that lies between two codes by less than its rounding in single
+    precision (`unit`) may become either.
+    """
+    rows, width = x.shape
+    padded = np.pad(x, ((0, 0), (0, -width % block))).reshape(rows, -1, block)
+    scale = (np.abs(padded).max(axis=-1, keepdims=True) / 127.0).astype(np.float32).astype(np.float64)
+    ratio = padded / np.where(scale > 0.0, scale, 1.0)
+    codes = np.rint(ratio)
+    tie = np.abs(np.abs(ratio - codes) - 0.5) <= 4.0 * unit * np.abs(ratio)
+    edges = np.where(tie, scale, 0.0)
+
+    def flat(blocks: Array) -> Array:
+        return np.asarray(np.broadcast_to(blocks, padded.shape).reshape(rows, -1)[:, :width])
+
+    return flat(codes * scale), flat(edges)
