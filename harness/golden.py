@@ -4,6 +4,8 @@ A golden is a folder `<root>/<suite>/`:
 
     manifest.json         schema, checkpoint, suite, cases, noise, versions, machine, hashes of the files below
     logits.safetensors    a case: `[n + m, V]` float32, teacher-forced over n prompt and m continuation tokens
+    fresh.safetensors     where a case crosses LongRoPE's switch s while decoding: `[n + m - s, V]`, the rows past it
+                          of one pass over all tokens (see `harness.longrope`)
     hidden.safetensors    for a few cases: `[L + 1, n + m, H]` float32, the embedding, then after each layer
 
 Row i of the logits predicts token i + 1. Goldens are read here and nothing here computes: see
@@ -28,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from harness.checkpoint import Checkpoint, Fingerprint, cached_sha256
 from harness.devices import Machine
 from harness.errors import GoldenError
+from harness.longrope import crossed, recomputed, switch_of
 from harness.prompts import PromptSuite
 from harness.untrusted import all_printable, decode, is_plain_name, printable, read_bounded
 
@@ -35,6 +38,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 LOGITS = "logits.safetensors"
 HIDDEN = "hidden.safetensors"
+FRESH = "fresh.safetensors"
 TREE = Path(__file__).resolve().parent.parent
 _MOST_TOKENS = 1 << 31
 # What the library raises on a header or a dtype that it does not know.
@@ -46,7 +50,8 @@ class Case(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `ended` is true when the last continuation token is an end token. `margins` are best minus second-best
     logit at the positions that chose the continuation. `given`: the continuation is the suite's, to be scored, and not
-    what the golden answers.
+    what the golden answers. `switch`: LongRoPE's, where prompt and continuation pass it after the prompt (see
+    `harness.longrope`), else 0.
     """
 
     id: str
@@ -56,6 +61,7 @@ class Case(msgspec.Struct, frozen=True, omit_defaults=True):
     ended: bool
     margins: tuple[float, ...]
     given: bool = False
+    switch: int = 0
 
     @property
     def sequence(self) -> tuple[int, ...]:
@@ -125,19 +131,27 @@ class Golden:
 
     def logits(self, prompt_id: str) -> NDArray[np.float32]:
         """`[n + m, V]` float32. Raises GoldenError on a wrong shape or on NaN and Inf."""
+        return self._rows(LOGITS, prompt_id)
+
+    def fresh_logits(self, prompt_id: str) -> NDArray[np.float32]:
+        """`[n + m - s, V]` float32: the rows past LongRoPE's switch s of one pass over all. Raises GoldenError.
+
+        There are some of cases that cross it while decoding only: see `Case.switch`.
+        """
+        return self._rows(FRESH, prompt_id, self.case(prompt_id).switch)
+
+    def choosing_logits(self, prompt_id: str, *, cached: bool = False) -> NDArray[np.float32]:
+        """`[m, V]` float32: at the positions that choose the m tokens of the continuation. Raises GoldenError.
+
+        As transformers' `generate` computes them, by which the golden answers; `cached`: as generation does that keeps
+        its cache across LongRoPE's switch.
+        """
         case = self.case(prompt_id)
-        found = self._tensor(LOGITS, prompt_id)
-        expected = (len(case.sequence), self.manifest.vocabulary)
-        if found.shape != expected or found.dtype != np.float32:
-            raise GoldenError(
-                f"{self.folder / LOGITS}: {prompt_id} is {found.dtype} {found.shape}, not float32 {expected}",
-                record_command(self.manifest.suite),
-            )
-        if not np.isfinite(found).all():
-            raise GoldenError(
-                f"{self.folder / LOGITS}: {prompt_id} has NaN or Inf", record_command(self.manifest.suite)
-            )
-        return found
+        rows = self.logits(prompt_id)
+        if case.switch and not cached:
+            rows = recomputed(rows, self.fresh_logits(prompt_id), case.switch)
+        start = len(case.tokens) - 1
+        return rows[start : start + len(case.continuation)]
 
     def hidden_states(self, prompt_id: str) -> NDArray[np.float32] | None:
         """`[L + 1, n + m, H]` float32 where they were kept for this case, else None. Raises GoldenError otherwise."""
@@ -151,6 +165,17 @@ class Golden:
                 f"not float32 [layers, {rows}, width]",
                 record_command(self.manifest.suite),
             )
+        return found
+
+    def _rows(self, name: str, prompt_id: str, first: int = 0) -> NDArray[np.float32]:
+        expected = (len(self.case(prompt_id).sequence) - first, self.manifest.vocabulary)
+        found = self._tensor(name, prompt_id)
+        remedy = record_command(self.manifest.suite)
+        if found.shape != expected or found.dtype != np.float32:
+            said = f"{prompt_id} is {found.dtype} {found.shape}, not float32 {expected}"
+            raise GoldenError(f"{self.folder / name}: {said}", remedy)
+        if not np.isfinite(found).all():
+            raise GoldenError(f"{self.folder / name}: {prompt_id} has NaN or Inf", remedy)
         return found
 
     def _keys(self, name: str) -> list[str]:
@@ -220,6 +245,9 @@ def open_golden(roots: Sequence[Path], checkpoint: Checkpoint, fingerprint: Fing
         )
     if manifest.suite_sha256 != suite.sha256:
         raise GoldenError(f"{folder} is stale: {suite.path} has changed since it was recorded", remedy)
+    switch = switch_of(checkpoint.config)
+    if any(case.switch != crossed(switch, len(case.tokens), len(case.sequence)) for case in manifest.cases):
+        raise GoldenError(f"{folder} knows nothing of the switch of LongRoPE, which its answers pass", remedy)
     return golden
 
 
@@ -264,6 +292,10 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"the case {case.id!r} lacks tokens or margins")
         if not all(0 <= token < manifest.vocabulary for token in case.sequence):
             raise ValueError(f"the case {case.id!r} has tokens outside the vocabulary")
+        if case.switch and not len(case.tokens) <= case.switch < len(case.sequence):
+            raise ValueError(f"the case {case.id!r} does not cross {case.switch} tokens after its prompt")
+    if any(case.switch for case in manifest.cases) and FRESH not in manifest.files:
+        raise ValueError(f"it has cases that cross a switch, and no {FRESH}")
 
 
 class _SchemaOnly(msgspec.Struct):
@@ -283,7 +315,7 @@ def _suite_hash(folder: Path) -> str | None:
 
 
 def _verify_file(folder: Path, name: str, expected: File, remedy: str) -> None:
-    if name not in (LOGITS, HIDDEN):
+    if name not in (LOGITS, FRESH, HIDDEN):
         raise GoldenError(f"{folder / MANIFEST} names an unknown file {name!r}", remedy)
     path = folder / name
     if not path.is_file():

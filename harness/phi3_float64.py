@@ -2,7 +2,8 @@
 
 Written from the architecture: RMSNorm before attention and before the MLP, fused query/key/value and
 gate/up projections, rotary embedding in the half-split layout (plain, partial or LongRoPE), grouped-query
-attention with a causal, optionally sliding, window, SwiGLU, final RMSNorm and LM head. One layer's
+attention with a causal, optionally sliding, window, SwiGLU, final RMSNorm and LM head. A sequence is computed at
+once, or a part of it first and then token by token, which differs under LongRoPE (`harness.longrope`). One layer's
 weights are held at a time, with the activations of all sequences carried along, so memory stays bounded
 by one layer in float64 whatever the size of the model.
 """
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from harness.checkpoint import Checkpoint
 from harness.errors import CheckpointError
+from harness.longrope import fed_lengths, switch_of
 from harness.tensor_files import TensorFiles
 
 Array = NDArray[np.float64]
@@ -40,12 +42,18 @@ class Weights:
         return np.asarray(self._files.values(name, index), dtype=np.float64)
 
 
-def forward(checkpoint: Checkpoint, sequences: Sequence[Sequence[int]]) -> list[Array]:
-    """Logits `[n_i, V]` float64 of each token sequence, from the checkpoint's weights widened to float64."""
+def forward(
+    checkpoint: Checkpoint, sequences: Sequence[Sequence[int]], prefills: Sequence[int] | None = None
+) -> list[Array]:
+    """Logits `[n_i, V]` float64 of each token sequence, from the checkpoint's weights widened to float64.
+
+    `prefills`: how many tokens of each are fed at once, the others following one by one; all of them by default.
+    """
     config, weights = checkpoint.config, Weights(checkpoint)
     embedding = "model.embed_tokens.weight"
     states = [weights.rows(embedding, np.asarray(tokens, dtype=np.intp)) for tokens in sequences]
-    rotations = [_rotation(config, len(tokens)) for tokens in sequences]
+    at_once = [len(tokens) for tokens in sequences] if prefills is None else prefills
+    rotations = [_rotation(config, len(tokens), n) for tokens, n in zip(sequences, at_once, strict=True)]
     for layer in range(int(config["num_hidden_layers"])):
         states = _layer(config, weights, f"model.layers.{layer}.", states, rotations)
     tied = bool(config.get("tie_word_embeddings")) and "lm_head.weight" not in weights
@@ -121,11 +129,24 @@ def _rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
     return np.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=-1)
 
 
-def _rotation(config: dict[str, Any], n: int) -> tuple[Array, Array]:
+def _rotation(config: dict[str, Any], n: int, prefill: int) -> tuple[Array, Array]:
     """Cosines and sines, each `[n, 1, r]`, scaled by LongRoPE's attention factor where there is one."""
-    chosen, factor = frequencies(config, n)
+    chosen, factor = row_frequencies(config, n, prefill)
     angles = np.arange(n, dtype=np.float64)[:, None] * chosen
     return np.cos(angles)[:, None, :] * factor, np.sin(angles)[:, None, :] * factor
+
+
+def row_frequencies(config: Mapping[str, Any], n: int, prefill: int) -> tuple[Array, float]:
+    """Rotary frequencies of each of n tokens, the first `prefill` fed at once, and the factor; see `frequencies`.
+
+    `[n, r]`, or `[1, r]` where they are the same for all.
+    """
+    lengths = fed_lengths(n, prefill)
+    switch = switch_of(config) or n
+    first, factor = frequencies(config, int(lengths.min(initial=n)))
+    last, _ = frequencies(config, n)
+    rows = np.where(lengths[:, None] > switch, last, first) if lengths.min(initial=n) <= switch < n else last[None]
+    return rows, factor
 
 
 def frequencies(config: Mapping[str, Any], n: int) -> tuple[Array, float]:
@@ -149,7 +170,9 @@ def frequencies(config: Mapping[str, Any], n: int) -> tuple[Array, float]:
 
 def _longrope(config: Mapping[str, Any], rope: Mapping[str, Any], plain: Array, n: int) -> tuple[Array, float]:
     """Frequencies for a sequence of n tokens, and the factor on cosines and sines (LongRoPE, arXiv 2402.13753)."""
-    original = int(rope.get("original_max_position_embeddings") or config["original_max_position_embeddings"])
+    original = switch_of(config)
+    if original is None:
+        raise CheckpointError("config.json lacks original_max_position_embeddings", "restore config.json")
     stretch = np.asarray(rope["long_factor" if n > original else "short_factor"], dtype=np.float64)
     ratio = int(config["max_position_embeddings"]) / original
     factor = rope.get("attention_factor")

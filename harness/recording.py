@@ -22,7 +22,8 @@ from harness.backends.pytorch import REFERENCE_OPTIONS
 from harness.checkpoint import Checkpoint, sha256_file
 from harness.devices import this_machine
 from harness.errors import GoldenError, PromptError, ResourceError, Stage, is_full_disk
-from harness.golden import HIDDEN, LOGITS, MANIFEST, SCHEMA, Case, File, Manifest, Noise
+from harness.golden import FRESH, HIDDEN, LOGITS, MANIFEST, SCHEMA, Case, File, Manifest, Noise
+from harness.longrope import crossed, recomputed, switch_of
 from harness.prompts import Prompt, PromptSuite
 from harness.worker import Worker
 
@@ -36,6 +37,9 @@ _CHECK_ALL_PARAMETERS = 20_000_000
 _CHECK_LARGE_CASES = 2
 _HIDDEN_CASES = 3
 _HIDDEN_MAX_TOKENS = 96
+
+Logits = dict[str, NDArray[np.float32]]
+"""`[n + m, V]` by the id of a case."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
@@ -98,18 +102,21 @@ def record_golden(
     progress("loading the checkpoint", 0, len(suite.prompts))
     info = start_reference(checkpoint, worker, trust_remote_code=trust_remote_code)
     cases: list[Case] = []
-    logits: dict[str, NDArray[np.float32]] = {}
+    logits: Logits = {}
+    fresh: Logits = {}
     for index, prompt in enumerate(suite.prompts):
         progress(prompt.id, index, len(suite.prompts))
-        case, rows = _record_case(checkpoint, prompt, worker)
+        case, rows, other = _record_case(checkpoint, prompt, worker)
         cases.append(case)
         logits[prompt.id] = rows
+        if case.switch:
+            fresh[prompt.id] = other
     hidden = {case.id: _invoke(worker, "hidden_states", tokens=case.sequence) for case in _for_hidden(cases)}
     progress("checking against float64", len(cases), len(cases))
-    noise = measure_noise(checkpoint, cases, logits)
-    _check_choices(checkpoint, cases, logits, noise)
+    noise = measure_noise(checkpoint, cases, logits, fresh)
+    _check_choices(checkpoint, cases, {case.id: _choosing(case, logits, fresh) for case in cases}, noise)
     manifest = _manifest(checkpoint, suite, cases, noise, info)
-    return write_golden(out, manifest, logits, hidden)
+    return write_golden(out, manifest, logits, hidden, fresh)
 
 
 def _longest(prompt: Prompt, checkpoint: Checkpoint) -> int:
@@ -124,27 +131,62 @@ def _invoke(worker: Worker, method: str, **arguments: Any) -> Any:
     return worker.call(Stage.RUN, "invoke", method=method, arguments=arguments)
 
 
-def _record_case(checkpoint: Checkpoint, prompt: Prompt, worker: Worker) -> tuple[Case, NDArray[np.float32]]:
+def _record_case(
+    checkpoint: Checkpoint, prompt: Prompt, worker: Worker
+) -> tuple[Case, NDArray[np.float32], NDArray[np.float32]]:
+    """The case, its logits and, where it crosses LongRoPE's switch, the rows past that of one pass over all."""
     tokens = render(checkpoint, prompt, worker)
-    ends = list(checkpoint.end_tokens)
     given, new_tokens = prompt.continuation is not None, prompt.new_tokens
     if given:
         tokens, continuation = _split(checkpoint, prompt, tokens, worker)
         new_tokens = len(continuation)
     else:
-        continuation = worker.call(Stage.RUN, "generate", prompt=tokens, max_new_tokens=new_tokens, end_tokens=ends)
+        continuation = _answer(checkpoint, tokens, new_tokens, worker)
     rows = _invoke(worker, "whole_logits", tokens=[*tokens, *continuation])
-    at_choices = rows[len(tokens) - 1 : len(tokens) - 1 + len(continuation)]
+    switch = crossed(switch_of(checkpoint.config), len(tokens), len(tokens) + len(continuation))
+    fresh = rows[switch:]
+    if switch:
+        rows = worker.call(Stage.RUN, "teacher_force", prompt=tokens, continuation=continuation)
     case = Case(
         id=prompt.id,
         tokens=tuple(tokens),
         continuation=tuple(continuation),
         new_tokens=new_tokens,
-        ended=continuation[-1] in ends,
-        margins=tuple(float(margin) for margin in metrics.margins(at_choices)),
+        ended=continuation[-1] in checkpoint.end_tokens,
+        margins=(),
         given=given,
+        switch=switch,
     )
-    return case, rows
+    chosen = metrics.margins(_choosing(case, {case.id: rows}, {case.id: fresh}))
+    return msgspec.structs.replace(case, margins=tuple(map(float, chosen))), rows, fresh
+
+
+def _answer(checkpoint: Checkpoint, tokens: list[int], new_tokens: int, worker: Worker) -> list[int]:
+    """The greedy answer; in two goes where it passes LongRoPE's switch, the second with the text so far as its prompt.
+
+    So the text is computed anew at the switch, as transformers means to: `generate` of 5.5.4 loses its cache there.
+    """
+
+    def generate(prompt: list[int], most: int) -> list[int]:
+        ends = list(checkpoint.end_tokens)
+        found: list[int] = worker.call(Stage.RUN, "generate", prompt=prompt, max_new_tokens=most, end_tokens=ends)
+        return found
+
+    switch = switch_of(checkpoint.config)
+    before = new_tokens if switch is None else switch + 1 - len(tokens)
+    if not 0 < before < new_tokens:
+        return generate(tokens, new_tokens)
+    begun = generate(tokens, before)
+    if begun[-1] in checkpoint.end_tokens:
+        return begun
+    return begun + generate([*tokens, *begun], new_tokens - before)
+
+
+def _choosing(case: Case, logits: Logits, fresh: Logits) -> NDArray[np.float32]:
+    """The rows that choose the continuation, as `generate` computes them."""
+    rows = recomputed(logits[case.id], fresh[case.id], case.switch) if case.switch else logits[case.id]
+    start = len(case.tokens) - 1
+    return rows[start : start + len(case.continuation)]
 
 
 def _split(checkpoint: Checkpoint, prompt: Prompt, alone: Sequence[int], worker: Worker) -> tuple[list[int], list[int]]:
@@ -202,8 +244,8 @@ def _for_hidden(cases: Sequence[Case]) -> list[Case]:
     return [case for case in cases if len(case.sequence) <= _HIDDEN_MAX_TOKENS][:_HIDDEN_CASES]
 
 
-def measure_noise(checkpoint: Checkpoint, cases: Sequence[Case], logits: dict[str, NDArray[np.float32]]) -> Noise:
-    """Compare recorded logits with the float64 oracle.
+def measure_noise(checkpoint: Checkpoint, cases: Sequence[Case], logits: Logits, fresh: Logits | None = None) -> Noise:
+    """Compare recorded logits, and the rows of fresh passes where there are some, with the float64 oracle.
 
     Raises GoldenError when they differ by more than rounding: then one of the two is wrong, and no golden
     must come of it.
@@ -211,17 +253,20 @@ def measure_noise(checkpoint: Checkpoint, cases: Sequence[Case], logits: dict[st
     checked = sorted(cases, key=lambda case: len(case.sequence))
     if checkpoint.parameters() > _CHECK_ALL_PARAMETERS:
         checked = checked[:_CHECK_LARGE_CASES]
-    oracle = phi3_float64.forward(checkpoint, [case.sequence for case in checked])
+    passes = [(case, logits[case.id], len(case.tokens)) for case in checked]
+    passes += [(case, fresh[case.id], len(case.sequence)) for case in checked if fresh and case.id in fresh]
+    oracle = phi3_float64.forward(checkpoint, [case.sequence for case, _, _ in passes], [n for _, _, n in passes])
     worst, scale, rms = 0.0, 1.0, []
-    for case, exact in zip(checked, oracle, strict=True):
-        if metrics.first_non_finite(logits[case.id]) is not None:
+    for (case, rows, _), whole in zip(passes, oracle, strict=True):
+        exact = whole[-rows.shape[0] :]
+        if metrics.first_non_finite(rows) is not None:
             raise GoldenError(
                 f"FP32 PyTorch gives NaN or Inf for {case.id!r}",
                 "look for a broken torch build or checkpoint; nothing was written",
             )
-        worst = max(worst, float(np.abs(logits[case.id] - exact).max()))
+        worst = max(worst, float(np.abs(rows - exact).max()))
         scale = max(scale, float(metrics.centred_scale(exact).max()))
-        rms.append(metrics.centred_rms_error(exact, logits[case.id]))
+        rms.append(metrics.centred_rms_error(exact, rows))
     if not worst <= ORACLE_TOLERANCE * scale:
         raise GoldenError(
             f"FP32 PyTorch and the float64 oracle differ by {worst:.2e} logits; "
@@ -232,16 +277,16 @@ def measure_noise(checkpoint: Checkpoint, cases: Sequence[Case], logits: dict[st
     return Noise(tuple(case.id for case in checked), float(joined.mean()), float(joined.max()), worst)
 
 
-def _check_choices(
-    checkpoint: Checkpoint, cases: Sequence[Case], logits: dict[str, NDArray[np.float32]], noise: Noise
-) -> None:
-    """Greedy decoding went through the KV cache, the logits did not: both must choose the same tokens."""
+def _check_choices(checkpoint: Checkpoint, cases: Sequence[Case], choosing: Logits, noise: Noise) -> None:
+    """Greedy decoding went through the KV cache, the logits did not: both must choose the same tokens.
+
+    `choosing` is `[m, V]` a case: the logits at the positions that chose the continuation.
+    """
     allowed = 100 * max(noise.max_abs, 1e-6)
     for case in cases:
         if case.given:
             continue
-        n, m = len(case.tokens), len(case.continuation)
-        regret = metrics.regret(logits[case.id][n - 1 : n - 1 + m], np.asarray(case.continuation))
+        regret = metrics.regret(choosing[case.id], np.asarray(case.continuation))
         if regret.max() > allowed:
             raise GoldenError(
                 f"{checkpoint.name}, {case.id!r}: decoding with a cache chose token {int(regret.argmax())} of the "
@@ -274,7 +319,7 @@ def _manifest(
 
 
 def write_golden(
-    out: Path, manifest: Manifest, logits: dict[str, NDArray[np.float32]], hidden: dict[str, NDArray[np.float32]]
+    out: Path, manifest: Manifest, logits: Logits, hidden: Logits, fresh: Logits | None = None
 ) -> Manifest:
     """Write all files beside `out`, then swap the folders. Raises ResourceError on a full disk."""
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
@@ -282,7 +327,7 @@ def write_golden(
     try:
         partial.mkdir(parents=True)
         files = {}
-        for name, tensors in ((LOGITS, logits), (HIDDEN, hidden)):
+        for name, tensors in ((LOGITS, logits), (HIDDEN, hidden), (FRESH, fresh)):
             if tensors:
                 save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, partial / name)
                 files[name] = File(sha256_file(partial / name), (partial / name).stat().st_size)

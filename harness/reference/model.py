@@ -2,7 +2,8 @@
 
 One layer is worked through for all sequences before the next one, so that weights are needed one layer at a time.
 A sequence is a prompt of `prefill` tokens fed at once and then further tokens one by one: rows of the prompt
-attend to keys and values as they were computed, rows after it to what the cache gives back of them.
+attend to keys and values as they were computed, rows after it to what the cache gives back of them. Under LongRoPE
+keys keep the factors that they were rotated with when they were fed.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Phi3:
         embedding = self.weights[EMBEDDING].values
         states = [kernels.round(embedding[torch.tensor(s.tokens)]) for s in sequences]
         states = [_tapped(tap, i, "model.embed_tokens", x) for i, x in enumerate(states)]
-        rotations = [self._rotation(len(s.tokens)) for s in sequences]
+        rotations = [self._rotation(len(s.tokens), s.prefill) for s in sequences]
         for layer in range(self.layers):
             states = self._layer(layer, sequences, states, rotations, kernels, tap)
         head = self.weights[HEAD if HEAD in self.weights else EMBEDDING]
@@ -132,9 +133,9 @@ class Phi3:
         visible = distance >= 0
         return visible & (distance < self._window) if self._window else visible
 
-    def _rotation(self, n: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines `[n, r]`, from angles in FP32 as the models compute them."""
-        exact, factor = phi3_float64.frequencies(self._config, n)
+    def _rotation(self, n: int, prefill: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines `[n, r]`, from angles in FP32 as the models compute them; see `harness.longrope`."""
+        exact, factor = phi3_float64.row_frequencies(self._config, n, prefill)
         frequencies = torch.from_numpy(exact).to(torch.float32)
         if self.half_rotary:
             frequencies = frequencies.to(torch.float16).to(torch.float32)

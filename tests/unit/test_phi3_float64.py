@@ -45,7 +45,9 @@ def _tokens(length: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(length).integers(0, 24, size=length)]
 
 
-def _by_transformers(folder: Path, tokens: list[int], monkeypatch: pytest.MonkeyPatch) -> NDArray[np.float64]:
+def _by_transformers(
+    folder: Path, tokens: list[int], monkeypatch: pytest.MonkeyPatch, prefill: int | None = None
+) -> NDArray[np.float64]:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = transformers.AutoConfig.from_pretrained(folder)
@@ -58,7 +60,15 @@ def _by_transformers(folder: Path, tokens: list[int], monkeypatch: pytest.Monkey
         patched.setattr(torch, "float", torch.float64)
         patched.setattr(torch, "float32", torch.float64)
         model.model.rotary_emb = type(model.model.rotary_emb)(config)
-        logits = model(torch.tensor([tokens]), use_cache=False).logits
+        if prefill is None:
+            logits = model(torch.tensor([tokens]), use_cache=False).logits
+        else:
+            output = model(torch.tensor([tokens[:prefill]]), use_cache=True)
+            rows = [output.logits]
+            for token in tokens[prefill:]:
+                output = model(torch.tensor([[token]]), past_key_values=output.past_key_values, use_cache=True)
+                rows.append(output.logits)
+            logits = torch.cat(rows, dim=1)
     assert logits.dtype == torch.float64
     found: NDArray[np.float64] = logits[0].numpy()
     return found
@@ -76,6 +86,16 @@ def test_the_oracle_computes_what_transformers_computes(
     assert np.abs(exact - expected).max() < 1e-9
 
 
+@pytest.mark.parametrize("prefill", [1, 15, 16, 17])
+@pytest.mark.parametrize("name", ["plain", "longrope", "longrope-grouped"])
+def test_fed_token_by_token_it_is_what_transformers_computes_with_a_cache(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch, name: str, prefill: int
+) -> None:
+    folder = make_folder(**_CONFIGURATIONS[name])
+    (exact,) = phi3_float64.forward(open_checkpoint(folder), [_tokens(24)], [prefill])
+    assert np.abs(exact - _by_transformers(folder, _tokens(24), monkeypatch, prefill)).max() < 1e-9
+
+
 @pytest.mark.parametrize("name", [name for name in _CONFIGURATIONS if name != "plain"])
 def test_every_configuration_computes_something_of_its_own(make_folder: MakeFolder, name: str) -> None:
     plain = make_folder("plain")
@@ -89,6 +109,20 @@ def test_longrope_switches_just_past_the_original_context(make_folder: MakeFolde
     short, at, past = phi3_float64.forward(checkpoint, [_tokens(40)[:n] for n in (15, 16, 17)])
     assert np.abs(short - at[:15]).max() < 1e-12
     assert np.abs(at - past[:16]).max() > 1e-3
+
+
+def test_a_text_that_crosses_the_switch_after_its_prompt_keeps_the_keys_of_before(make_folder: MakeFolder) -> None:
+    checkpoint = open_checkpoint(make_folder(**_LONGROPE))
+    tokens = _tokens(20)
+    cached, fresh, before = phi3_float64.forward(checkpoint, [tokens, tokens, tokens[:16]], [10, 20, 16])
+    assert np.abs(cached[:16] - before).max() < 1e-12
+    assert np.abs(cached[16:] - fresh[16:]).max() > 1e-3
+
+
+def test_a_prompt_past_the_switch_is_long_from_its_beginning(make_folder: MakeFolder) -> None:
+    checkpoint = open_checkpoint(make_folder(**_LONGROPE))
+    cached, fresh = phi3_float64.forward(checkpoint, [_tokens(20)] * 2, [17, 20])
+    np.testing.assert_array_equal(cached, fresh)
 
 
 @pytest.mark.parametrize("name", _CONFIGURATIONS)
