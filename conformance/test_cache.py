@@ -5,6 +5,7 @@ import pytest
 from harness import caching
 from harness.judge import Judge
 from harness.sessions import TargetSession
+from harness.walk import walk
 
 
 def test_cache_token_by_token(session: TargetSession, judge: Judge) -> None:
@@ -47,3 +48,9 @@ def test_cache_window(session: TargetSession, judge: Judge, how: str) -> None:
 def test_cache_capacity(session: TargetSession, judge: Judge) -> None:
     """The last tokens that there is room for are computed like any others."""
     judge.conclude(caching.at_capacity(session))
+
+
+@pytest.mark.slow
+def test_cache_walk(session: TargetSession, judge: Judge) -> None:
+    """Append, step, rewind, reset and branch at random: every row is that of the text fed so far."""
+    judge.conclude(walk(session))
