@@ -54,9 +54,13 @@ class Capabilities(msgspec.Struct, frozen=True):
     `whole_prompt_logits`: `append` returns a row for every token, not for the last one only.
     `max_prompt` and `max_tokens`: the most tokens that a prompt, and prompt and answer together, may have;
     None where only the checkpoint limits. `longer` says how to load a session that takes more. `max_append`: the most
-    tokens that `append` takes at once after the prompt.
+    tokens that `append` takes at once after the prompt. `own_end_tokens`: those that the artifact names, which
+    `generate` stops at whatever it is told; None where it heeds what it is told.
     `keeps_weights`: what was loaded is quantised while loading, and the session's `keep_weights(folder)` writes what
     it then holds, to be read by the backend's `dequantized_weights`.
+    `compiles_lengths`: the runtime compiles for each new length of a prompt, which takes it longer than computing.
+    `recomputes_past`: of how many tokens a text must be longer for `generate` to compute it anew with LongRoPE's long
+    factors: 0 for the checkpoint's own switch, None where generation leaves its cache alone (see `harness.longrope`).
     """
 
     whole_prompt_logits: bool = True
@@ -64,7 +68,14 @@ class Capabilities(msgspec.Struct, frozen=True):
     max_tokens: int | None = None
     longer: str = ""
     max_append: int | None = None
+    own_end_tokens: tuple[int, ...] | None = None
     keeps_weights: bool = False
+    compiles_lengths: bool = False
+    recomputes_past: int | None = None
+
+    def recomputes(self, switch: int) -> bool:
+        """Whether `generate` computes a text anew that passes LongRoPE's `switch`."""
+        return self.recomputes_past in (0, switch)
 
     def refuses(self, prompt: int, answer: int) -> str:
         """Why `prompt` tokens with `answer` more cannot be fed; empty where they can."""

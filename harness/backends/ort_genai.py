@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from harness import dxgi
 from harness.arithmetic import Arithmetic, CachePrecision, Weights
 from harness.backend import (
+    Capabilities,
     DeviceReport,
     Recipe,
     Session,
@@ -49,6 +50,8 @@ _PRECISIONS = {
 }
 # Tokens that a generator's cache holds to begin with; it is made anew, twice as long, for more.
 _ROOM = 4096
+# By `Generator::GenerateNextToken`: at 4,097 tokens, and not on DirectML. The number is in the code, not the model's.
+_RECOMPUTED = {"cpu": 4096, "cuda": 4096}
 # Graph capture is on by default in both; captured graphs have given wrong logits on some devices.
 # MatMulNBits' accuracy_level at which ONNX Runtime takes int8 activations.
 _INT8_ACTIVATIONS = 4
@@ -183,6 +186,10 @@ class OrtGenAISession:
             versions=versions_of((*_BUILDS, "onnxruntime", "onnxruntime-directml")),
             load_options=dict(options),
             permitted=permitted,
+            capabilities=Capabilities(
+                recomputes_past=_RECOMPUTED.get(str(model.device_type).lower()),
+                own_end_tokens=_end_tokens(settings),
+            ),
         )
 
     @property
@@ -283,6 +290,11 @@ class OrtGenAISession:
         params = self._og.GeneratorParams(self._model)
         params.set_search_options(do_sample=False, num_beams=1, max_length=max_length, batch_size=batch)
         return self._og.Generator(self._model, params)
+
+
+def _end_tokens(settings: Mapping[str, Any]) -> tuple[int, ...]:
+    found = settings["model"].get("eos_token_id", ())
+    return tuple(found) if isinstance(found, (list, tuple)) else (int(found),)
 
 
 def _permitted(artifact: Path, target: Target) -> tuple[Arithmetic, ...]:
