@@ -260,12 +260,14 @@ def golden() -> None:
 @_GOLDEN
 @click.option("--interpreter", multiple=True, metavar="pytorch=PATH", help="The Python that has torch.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings.")
+@click.option("--hidden/--no-hidden", default=True, help="Keep hidden states of a few prompts, or none.")
 def record(
     checkpoint: str,
     prompts: tuple[str, ...],
     golden: Path | None,
     interpreter: tuple[str, ...],
     trust_remote_code: bool,
+    hidden: bool,
 ) -> None:
     """Record the golden of a checkpoint on one or more prompt suites."""
     found = find_checkpoint(checkpoint)
@@ -277,9 +279,8 @@ def record(
         try:
             for suite in suites:
                 with _progress(suite.name) as progress:
-                    manifest = record_golden(
-                        found, suite, root / suite.name, worker, progress=progress, trust_remote_code=trust_remote_code
-                    )
+                    options = {"trust_remote_code": trust_remote_code, "hidden": hidden}
+                    manifest = record_golden(found, suite, root / suite.name, worker, progress=progress, **options)
                 noise = manifest.noise
                 click.echo(
                     f"{root / suite.name}: {len(manifest.cases)} cases; against float64 ({len(noise.cases)} cases): "

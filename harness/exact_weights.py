@@ -29,7 +29,7 @@ def weights_folder(
     if info is not None and info.capabilities.keeps_weights:
         if target.host is not None:
             raise Undecomposed(f"the weights are quantised on {target.host} while loading")
-        folder = run.crew.scratch / f"weights-{str(target).replace(':', '-')}"
+        folder = run.crew.scratch / f"weights-{str(target).replace(':', '-')}-{run.settings.fingerprint.key}"
         if not folder.is_dir():
             call("invoke", method="keep_weights", arguments={"folder": str(folder)})
         return folder

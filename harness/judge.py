@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 
 from harness import compare
 from harness.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ from harness.decompose import ArtifactReferences, Inference
 from harness.details import detail
 from harness.errors import StageError, Unsupported
 from harness.findings import AuditReport
+from harness.longrope import crossed, generation, nearer_form, switch_of
 from harness.policy import ClassLimits, Policy
 from harness.record import Detail
 from harness.run import PromptCase
@@ -74,6 +76,9 @@ class Judge:
             found = self._apart(found, prompt)
         elif isinstance(found, Rows):
             found = compare.judge_logits(found, self.limits.logits, len(prompt.case.tokens))
+        if prompt.case.switch and found.outcome is Outcome.FAIL and found.limits:
+            said = nearer_form(prompt.logits(), prompt.golden.fresh_logits(prompt.id), self.session.logits(prompt))
+            found = msgspec.structs.replace(found, message=f"{found.message}\n{said}")
         self.conclude(found, prompt)
 
     def weights(self, report: AuditReport) -> None:
@@ -141,7 +146,8 @@ class Judge:
         """Greedy tokens equal the golden's, or leave them where the golden hardly prefers its own."""
         if all(0 <= token < prompt.golden.manifest.vocabulary for token in tokens):
             self.detail = Detail(tokens=list(tokens))
-        verdict = compare.judge_match(prompt.case.continuation, tokens, prompt.choosing_logits(), self.limits.greedy)
+        reference = prompt.choosing_logits(cached=not self.session.recomputes(prompt, prompt.case.continuation))
+        verdict = compare.judge_match(prompt.case.continuation, tokens, reference, self.limits.greedy)
         token = verdict.numbers.get("token")
         if token is not None:
             place = int(token)
@@ -159,10 +165,11 @@ class Judge:
         if inference is not None and references is not None:
             verdict = self._regret_apart(prompt, tokens, inference, references)
         else:
+            recomputes = self.session.recomputes(prompt, tokens)
             if list(tokens) == list(prompt.case.continuation[: len(tokens)]):
-                reference = prompt.choosing_logits()[: len(tokens)]
+                reference = prompt.choosing_logits(cached=not recomputes)[: len(tokens)]
             else:
-                reference = self.session.run.reference_logits(prompt.case, tokens)
+                reference = self.session.run.reference_logits(prompt.case, tokens, recomputes=recomputes)
             verdict = compare.judge_regret(reference, tokens, self.limits.greedy)
         if verdict.outcome is Outcome.FAIL and "chosen" in verdict.numbers:
             chosen, preferred = int(verdict.numbers["chosen"]), int(verdict.numbers["preferred"])
@@ -176,18 +183,31 @@ class Judge:
         arithmetic = inference.arithmetic
         sequence, prefill = [*prompt.case.tokens, *tokens], len(prompt.case.tokens)
         choosing = slice(prefill - 1, len(sequence) - 1)
-        reference = references.logits(sequence, prefill, arithmetic)[choosing]
-        yardsticks = references.yardsticks(sequence, prefill, arithmetic)
+        switch = crossed(switch_of(self._checkpoint.config), prefill, len(sequence))
+        passes = generation(prefill, len(sequence), switch, recomputes=self.session.recomputes(prompt, tokens))
+        reference = np.concatenate(
+            [references.logits(sequence[: one.end], one.prefill, arithmetic)[one.first :] for one in passes]
+        )
+        found = [(references.yardsticks(sequence[: one.end], one.prefill, arithmetic), one.first) for one in passes]
+        rows = [np.concatenate([part[name][first:] for part, first in found])[choosing] for name in found[0][0]]
         limits = self.policy.implementation_of(arithmetic.compute_class)
-        rows = [found[choosing] for found in yardsticks.values()]
-        return judge_regret(reference, tokens, rows, inference.pooled.get("decode_worst", 0.0), limits.regret)
+        pooled = inference.pooled.get("decode_worst", 0.0)
+        return judge_regret(reference[choosing], tokens, rows, pooled, limits.regret)
 
     def suite_agreement(self, prompts: Sequence[PromptCase]) -> None:
-        """The share of prompts answered exactly as the golden answers is within the limit."""
-        found, left_out = self._of_each(prompts, self._tokens)
+        """The share of prompts answered exactly as the golden answers is within the limit.
+
+        Left out are those that the runtime, by its design, answers otherwise past LongRoPE's switch.
+        """
+        alike = [prompt for prompt in prompts if self._answers_alike(prompt)]
+        found, left_out = self._of_each(alike, self._tokens)
+        left_out += len(prompts) - len(alike)
         golden = {prompt.id: prompt.case.continuation for prompt in prompts}
         matches = [tuple(tokens) == golden[prompt_id] for prompt_id, tokens in found.items()]
         self.conclude(_with_left_out(compare.judge_agreement(matches, self.limits.suite), left_out))
+
+    def _answers_alike(self, prompt: PromptCase) -> bool:
+        return not prompt.case.switch or self.session.recomputes(prompt, prompt.case.continuation)
 
     def _of_each(self, prompts: Sequence[PromptCase], ask: Callable[[PromptCase], T]) -> tuple[dict[str, T], int]:
         """What each prompt gives, and how many the session is too small for. Raises Unsupported if it is for all."""

@@ -14,10 +14,12 @@ past it while it is decoded can be computed in two ways, and the logits of the t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from harness.metrics import centred_rms_error
 
 
 def switch_of(config: Mapping[str, Any]) -> int | None:
@@ -37,6 +39,39 @@ def crossed(switch: int | None, prompt: int, total: int) -> int:
 def fed_lengths(total: int, prefill: int) -> NDArray[np.intp]:
     """`[total]`: how long the text was when each token was fed, the first `prefill` of them at once."""
     return np.maximum(np.arange(1, total + 1), min(prefill, total))
+
+
+class Pass(NamedTuple):
+    """A part of how a text is computed: its first `end` tokens, `prefill` of them at once. Rows from `first` count."""
+
+    end: int
+    prefill: int
+    first: int
+
+
+def generation(prefill: int, total: int, switch: int, *, recomputes: bool) -> tuple[Pass, ...]:
+    """The passes by which a runtime generates a text of `total` tokens after a prompt of `prefill`.
+
+    `switch` is what `crossed` gives; a runtime that `recomputes` begins anew there.
+    """
+    if not (switch and recomputes):
+        return (Pass(total, prefill, 0),)
+    return Pass(switch, prefill, 0), Pass(total, switch + 1, switch)
+
+
+def nearer_form(cached: NDArray[Any], fresh: NDArray[Any], device: NDArray[Any]) -> str:
+    """A sentence on which form a device's rows past the switch are near; those of the goldens end with the same row.
+
+    `cached` is `[n, V]`, `fresh` `[m, V]` of its last rows, `device` at least m rows.
+    """
+    rows = device[-fresh.shape[0] :]
+    kept = float(centred_rms_error(cached[-rows.shape[0] :], rows).mean())
+    anew = float(centred_rms_error(fresh[-rows.shape[0] :], rows).mean())
+    near = "the cache kept, as is due" if kept <= anew else "the whole text computed anew, which is not due here"
+    return (
+        f"past LongRoPE's switch the device lies {kept:.3g} logits from the golden with its cache kept and {anew:.3g} "
+        f"from the one of a fresh pass: it is nearer to {near}"
+    )
 
 
 def recomputed(cached: NDArray[Any], fresh: NDArray[Any], switch: int) -> NDArray[Any]:

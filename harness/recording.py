@@ -92,10 +92,12 @@ def record_golden(
     *,
     progress: Progress,
     trust_remote_code: bool = False,
+    hidden: bool = True,
 ) -> Manifest:
     """Record the golden of a suite into the folder `out`, which is replaced as a whole when all is done.
 
-    Whatever stops it before that (an error, Ctrl-C) leaves `out` as it was.
+    `hidden`: with the hidden states of a few prompts. Whatever stops it before that (an error, Ctrl-C) leaves `out` as it
+    was.
     """
     longest = max(_longest(prompt, checkpoint) for prompt in suite.prompts)
     check_memory(checkpoint, longest)
@@ -111,12 +113,13 @@ def record_golden(
         logits[prompt.id] = rows
         if case.switch:
             fresh[prompt.id] = other
-    hidden = {case.id: _invoke(worker, "hidden_states", tokens=case.sequence) for case in _for_hidden(cases)}
+    kept = _for_hidden(cases) if hidden else []
+    states = {case.id: _invoke(worker, "hidden_states", tokens=case.sequence) for case in kept}
     progress("checking against float64", len(cases), len(cases))
     noise = measure_noise(checkpoint, cases, logits, fresh)
     _check_choices(checkpoint, cases, {case.id: _choosing(case, logits, fresh) for case in cases}, noise)
     manifest = _manifest(checkpoint, suite, cases, noise, info)
-    return write_golden(out, manifest, logits, hidden, fresh)
+    return write_golden(out, manifest, logits, states, fresh)
 
 
 def _longest(prompt: Prompt, checkpoint: Checkpoint) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,6 +16,7 @@ from harness.connection import Host
 from harness.crew import Crew
 from harness.errors import GoldenError, HarnessError, ResourceError, Stage, StageError
 from harness.golden import Case, Golden, open_golden
+from harness.longrope import crossed, generation, switch_of
 from harness.policy import Policy
 from harness.prompts import PromptSuite
 from harness.recording import check_memory, start_reference
@@ -65,10 +67,9 @@ class PromptCase(msgspec.Struct, frozen=True):
         """The golden's logits, `[n + m, V]` float32."""
         return self.golden.logits(self.case.id)
 
-    def choosing_logits(self) -> NDArray[np.float32]:
-        """The golden's logits at the positions that chose its m continuation tokens, `[m, V]` float32."""
-        start = len(self.case.tokens) - 1
-        return self.logits()[start : start + len(self.case.continuation)]
+    def choosing_logits(self, *, cached: bool = False) -> NDArray[np.float32]:
+        """The golden's logits at the positions that chose its m continuation tokens; see `Golden.choosing_logits`."""
+        return self.golden.choosing_logits(self.id, cached=cached)
 
 
 def _untold(_: str) -> None:
@@ -78,8 +79,8 @@ def _untold(_: str) -> None:
 class Run:
     """Backends, goldens, workers and caches of one process. `close` stops every worker.
 
-    `announce` is told what must be known, `step` what is happening now. Raises ResourceError when the temporary folder
-    has no room for one of ours.
+    `beside` is another run whose workers, hosts and devices this one shares. `announce` is told what must be known,
+    `step` what is happening now. Raises ResourceError when the temporary folder has no room for one of ours.
     """
 
     def __init__(
@@ -88,16 +89,22 @@ class Run:
         backends: Mapping[str, Backend],
         announce: Callable[[str], None],
         step: Callable[[str], None] = _untold,
+        beside: Run | None = None,
     ) -> None:
         self.settings = settings
         self.backends = backends
         self.announce = announce
         self.step = step
-        self.limits = Limits(settings.timeouts, settings.worker_memory)
-        self.crew = Crew(backends, interpreters=settings.interpreters, hosts=settings.hosts, limits=self.limits)
+        self._beside = beside
+        self.limits: Limits = beside.limits if beside else Limits(settings.timeouts, settings.worker_memory)
+        self.crew: Crew = beside.crew if beside else self._new_crew()
         self._goldens: dict[str, Golden] = {}
         self._reference: Worker | StageError | None = None
         self._reference_logits: dict[tuple[int, ...], NDArray[np.float32]] = {}
+
+    def _new_crew(self) -> Crew:
+        given = self.settings
+        return Crew(self.backends, interpreters=given.interpreters, hosts=given.hosts, limits=self.limits)
 
     def golden(self, suite: PromptSuite) -> Golden:
         """The verified golden of a suite. Raises GoldenError."""
@@ -124,30 +131,44 @@ class Run:
         """The target's device, or why it cannot be used. Raises StageError(discover) when looking failed."""
         return self.crew.discovery.find(target)
 
-    def reference_logits(self, case: Case, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def reference_logits(self, case: Case, tokens: Sequence[int], *, recomputes: bool = True) -> NDArray[np.float32]:
         """FP32 PyTorch's logits at the positions that chose `tokens` after the case's prompt, `[m, V]` float32.
 
+        `recomputes`: as generation gives them that computes a text anew at LongRoPE's switch, else with its cache kept.
         Raises StageError(compare) when the reference cannot be run here.
         """
-        key = (*case.tokens, *tokens)
+        key = (*case.tokens, *tokens, recomputes)
         if key not in self._reference_logits:
-            rows = self._ask_reference(list(key))
+            rows = self._rows_of(case, tokens, recomputes=recomputes)
             self._reference_logits = {key: rows}  # the last one only: several tests ask for the same in a row
         start = len(case.tokens) - 1
         return self._reference_logits[key][start : start + len(tokens)]
+
+    def _rows_of(self, case: Case, tokens: Sequence[int], *, recomputes: bool) -> NDArray[np.float32]:
+        whole = [*case.tokens, *tokens]
+        switch = crossed(switch_of(self.settings.checkpoint.config), len(case.tokens), len(whole))
+        if switch and not recomputes:
+            return self._ask_reference(whole, prefill=len(case.tokens))
+        passes = generation(len(whole), len(whole), switch, recomputes=recomputes)
+        return np.concatenate([self._ask_reference(whole[: one.end])[one.first :] for one in passes])
 
     def golden_rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """FP32 PyTorch's logits of a text, fed at once, `[n, V]` float32. Raises StageError(compare)."""
         return self._ask_reference(list(tokens))
 
-    def _ask_reference(self, tokens: list[int]) -> NDArray[np.float32]:
+    def _ask_reference(self, tokens: list[int], prefill: int | None = None) -> NDArray[np.float32]:
+        """Rows `[n, V]` of a text, fed at once, or `prefill` tokens of it and then one by one."""
         if self._reference is None:
             self._reference = self._start_reference(len(tokens))
         if isinstance(self._reference, StageError):
             raise self._reference
         try:
-            arguments = {"method": "whole_logits", "arguments": {"tokens": tokens}}
-            rows: NDArray[np.float32] = self._reference.call(Stage.RUN, "invoke", **arguments)
+            arguments: dict[str, Any] = {"method": "whole_logits", "arguments": {"tokens": tokens}}
+            operation = "invoke"
+            if prefill is not None:
+                arguments = {"prompt": tokens[:prefill], "continuation": tokens[prefill:]}
+                operation = "teacher_force"
+            rows: NDArray[np.float32] = self._reference.call(Stage.RUN, operation, **arguments)
         except StageError as error:
             if not self._reference.running:
                 self._reference = None
@@ -165,8 +186,11 @@ class Run:
         return worker
 
     def close(self) -> None:
-        """Stop every worker and delete the scratch folder."""
-        self.crew.close()
+        """Stop every worker and delete the scratch folder; those of a run beside another are the other's to stop."""
+        if self._beside is None:
+            self.crew.close()
+        elif isinstance(self._reference, Worker):
+            self._reference.stop()
 
 
 def _no_reference(error: HarnessError) -> StageError:

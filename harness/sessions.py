@@ -7,7 +7,7 @@ keeps dying is given up. So is one whose device somebody else keeps.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -31,6 +31,7 @@ from harness.exact_weights import audit_of, open_references
 from harness.findings import AuditReport
 from harness.loading import check_session, claim_device, load_session
 from harness.localise import Localisation
+from harness.longrope import crossed, switch_of
 from harness.policy import compute_class
 from harness.preparation import prepare
 from harness.probes import Repeats, choose_probes
@@ -38,7 +39,7 @@ from harness.record import Repeat, Speed, Timings
 from harness.run import PromptCase, Run
 from harness.states import States
 from harness.stopwatch import Times
-from harness.target import Evidence, Precision, Target, matches
+from harness.target import DeviceKind, Evidence, Precision, Target, matches
 from harness.tokenization import OPERATIONS
 from harness.worker import Worker
 from harness.yardstick import Decomposed
@@ -133,6 +134,12 @@ class TargetSession:
         """What the session is loaded with beyond the runtime's defaults; its verdicts are diagnostic then."""
         given = self.run.settings.load_options
         return {name: value for pattern, name, value in given if matches(self.target, pattern)}
+
+    def recomputes(self, prompt: PromptCase, tokens: Sequence[int]) -> bool:
+        """Whether `generate` computed a prompt with the answer `tokens` anew where LongRoPE switched: by its design."""
+        case, switch = prompt.case, switch_of(self.run.settings.checkpoint.config)
+        crossing = crossed(switch, len(case.tokens), len(case.tokens) + len(tokens))
+        return self.info is not None and self.info.capabilities.recomputes(crossing)
 
     @property
     def compute_class(self) -> Precision:
@@ -259,6 +266,15 @@ class TargetSession:
     def alive(self) -> bool:
         """Whether its process is there; another is started at the next call."""
         return self._worker is not None and self._worker.running
+
+    def rest(self) -> None:
+        """Let go of the device, for another session of ours; the session is loaded again at the next call.
+
+        A CPU is shared, and its session stays.
+        """
+        if self.kind is not DeviceKind.CPU and self._worker is not None:
+            self._peak_memory = self.peak_memory
+            self._worker.stop()
 
     def close(self) -> None:
         """Stop the workers."""

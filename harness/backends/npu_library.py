@@ -144,7 +144,8 @@ def _info(model: Any, options: Mapping[str, str]) -> SessionInfo:
         versions=versions_of((_DISTRIBUTION, "openvino", "neural-compressor", "torch", "transformers", "tokenizers")),
         load_options=dict(options),
         permitted=_permitted(arithmetic),
-        capabilities=Capabilities(keeps_weights=True),
+        # What generates is transformers, which means to begin anew wherever LongRoPE switches.
+        capabilities=Capabilities(keeps_weights=True, compiles_lengths=True, recomputes_past=0),
     )
 
 

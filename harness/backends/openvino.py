@@ -306,7 +306,7 @@ def _plain(value: Any) -> str:
 def _info(model: Any, target: Target, options: Mapping[str, str]) -> SessionInfo:
     properties = _properties(model)
     arithmetic = _ARITHMETIC.get(properties.get("INFERENCE_PRECISION_HINT", ""))
-    capabilities = Capabilities()
+    capabilities = Capabilities(recomputes_past=0)  # by optimum-intel's `OVPhi3ForCausalLM`
     if "NPUW_DEVICES" in properties:
         import openvino
 

@@ -97,6 +97,7 @@ def capabilities(properties: Mapping[str, str], options: Mapping[str, str]) -> C
         max_tokens=int(prompt) + int(answer) if known else None,
         max_append=int(properties.get("NPUW_LLM_MAX_GENERATION_TOKEN_LEN", "") or 1),
         longer="compile for more: --load-option='openvino:*:*=NPUW_LLM_MAX_PROMPT_LEN=TOKENS'",
+        recomputes_past=0,  # generation is optimum-intel's, as on the CPU
     )
 
 

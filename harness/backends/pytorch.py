@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.arithmetic import Arithmetic, CachePrecision, Weights
-from harness.backend import DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
+from harness.backend import Capabilities, DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
 from harness.backends.causal_lm import CausalLMSession
 from harness.backends.checkpoint_weights import CheckpointWeights
 from harness.backends.hf_tokenizer import HfTokenizer
@@ -198,6 +198,7 @@ def _info(torch: Any, model: Any, options: Mapping[str, str]) -> SessionInfo:
         versions=versions_of(("torch", "transformers", "tokenizers")),
         load_options=dict(options),
         permitted=_PERMITTED.get(arithmetic.get(model.dtype, Precision.FP32), ()),
+        capabilities=Capabilities(recomputes_past=0),  # by `Phi3ForCausalLM.prepare_inputs_for_generation`
     )
 
 

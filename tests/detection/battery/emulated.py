@@ -156,8 +156,8 @@ class Device(Phi3):
             return kernels.attend(query, *wrong, visible)
         return super()._attend(kernels, query, key, value, visible)
 
-    def _rotation(self, n: int) -> tuple[Tensor, Tensor]:
-        cosine, sine = super()._rotation(n)
+    def _rotation(self, n: int, prefill: int) -> tuple[Tensor, Tensor]:
+        cosine, sine = super()._rotation(n, prefill)
         if self._fault.angles is None:
             return cosine, sine
         # The angles themselves, not what can be told from their cosines.
