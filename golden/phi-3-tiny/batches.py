@@ -4,20 +4,29 @@ Every token has a weight in the loss. What a user asks next cannot be known, so 
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
 
 from corpus import Split
-from tokenizer import ASSISTANT, END, END_OF_TEXT, render
+from tokenizer import ASSISTANT, END, END_OF_TEXT, PHI_3, Form, render
 
 Row = list[tuple[int, float]]  # tokens and their weights
 
-SHORT = (8, 192)  # rows, tokens a row
-LONG = (3, 512)  # twice the sliding window
-LONG_EVERY = 3  # steps
-CHAT_SHARE = {SHORT: 0.75, LONG: 0.5}
+
+class Shape(NamedTuple):
+    """The rows of a step, the tokens of a row, and the share of rows that are conversations."""
+
+    rows: int
+    tokens: int
+    chat: float
+
+
+SHORT = Shape(8, 192, 0.75)
+LONG = Shape(3, 512, 0.5)  # twice the sliding window of Phi-3 tiny
+SCHEDULE = (SHORT, SHORT, LONG)  # over and over
 QUESTION_WEIGHT = 0.1
 TEXT_SHARES = {"topics": 0.42, "licences": 0.08, "essays": 0.2, "stories": 0.3}
 
@@ -25,12 +34,20 @@ TEXT_SHARES = {"topics": 0.42, "licences": 0.08, "essays": 0.2, "stories": 0.3}
 class Batches:
     """An endless, seeded supply of token batches."""
 
-    def __init__(self, split: Split, tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        tokenizer: Tokenizer,
+        seed: int,
+        form: Form = PHI_3,
+        schedule: Sequence[Shape] = SCHEDULE,
+    ) -> None:
         """Tokenise every document once."""
         self._rng = random.Random(seed)
+        self._schedule = schedule
         end = _id(tokenizer, END_OF_TEXT)
         self._begins, self._ends = _id(tokenizer, ASSISTANT), _id(tokenizer, END)
-        self._chat = [self._weighted(item) for item in _encode(tokenizer, [render(item) for item in split.chat])]
+        self._chat = [self._weighted(item) for item in _encode(tokenizer, [render(item, form) for item in split.chat])]
         self._texts = {
             name: [[(token, 1.0) for token in (*tokens, end)] for tokens in _encode(tokenizer, list(texts))]
             for name, texts in split.texts.items()
@@ -41,8 +58,8 @@ class Batches:
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The token ids of one step and their weights in the loss, both [rows, tokens]."""
-        shape = LONG if step % LONG_EVERY == LONG_EVERY - 1 else SHORT
-        rows = [self._row(shape[1], CHAT_SHARE[shape]) for _ in range(shape[0])]
+        shape = self._schedule[step % len(self._schedule)]
+        rows = [self._row(shape.tokens, shape.chat) for _ in range(shape.rows)]
         tokens = torch.tensor([[token for token, _ in row] for row in rows])
         return tokens, torch.tensor([[weight for _, weight in row] for row in rows])
 

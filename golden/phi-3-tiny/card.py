@@ -89,8 +89,8 @@ def write(folder: Path, architecture: Mapping[str, Any], record: Mapping[str, An
     margins = record["margins"]
     text = CARD.format(
         parameters=record["parameters"] / 1e6,
-        architecture=_table(("setting", "value"), ((f"`{name}`", architecture[name]) for name in SHOWN)),
-        sources=_table(
+        architecture=table(("setting", "value"), ((f"`{name}`", architecture[name]) for name in SHOWN)),
+        sources=table(
             ("source", "licence", "tokens trained on"),
             ((*SOURCES[name], f"{tokens[name]:,}") for name in SOURCES),
         ),
@@ -99,23 +99,25 @@ def write(folder: Path, architecture: Mapping[str, Any], record: Mapping[str, An
         steps=record["steps"],
         minutes=record["seconds"] / 60,
         versions=", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-        losses=_table(
+        losses=table(
             ("documents", "tokens", "loss (nat)", "perplexity"),
             ((name, f"{v['tokens']:,}", v["loss"], v["perplexity"]) for name, v in record["held_out"].items()),
         ),
         narrow=margins["below 0.1"],
         wide=margins["above 5"],
         median=margins["p50"],
-        samples="\n".join(_sample(sample) for sample in record["samples"]),
+        samples="\n".join(sample(asked) for asked in record["samples"]),
     )
     (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
 
 
-def _table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def _sample(sample: Mapping[str, str]) -> str:
-    answer = sample["answer"].replace("\n", "\\n")
-    return f"- {sample['question']} -> `` {answer} ``"
+def sample(asked: Mapping[str, str]) -> str:
+    """One question with its answer, as an entry of a list."""
+    answer = asked["answer"].replace("\n", "\\n")
+    return f"- {asked['question']} -> `` {answer} ``"

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from corpus import Split
-from tokenizer import render
+from tokenizer import PHI_3, Form, render
 
 CONTEXT = 512  # tokens; texts longer than this are cut into pieces
 SAMPLES = (
@@ -24,13 +24,13 @@ SAMPLES = (
 )
 
 
-def evaluate(folder: Path, held_out: Split) -> dict[str, Any]:
+def evaluate(folder: Path, held_out: Split, form: Form = PHI_3) -> dict[str, Any]:
     """Load the saved checkpoint in FP32 and measure it on the held-out documents."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     documents = {name: list(texts) for name, texts in held_out.texts.items()}
-    documents["chat"] = [render(item) for item in held_out.chat]
+    documents["chat"] = [render(item, form) for item in held_out.chat]
     losses, margins = {}, []
     for name, texts in documents.items():
         pieces = [_measure(model, piece) for piece in _pieces(tokenizer, texts)]
@@ -86,6 +86,9 @@ def _sample(model: Any, tokenizer: Any, system: str | None, question: str) -> di
     messages.append({"role": "user", "content": question})
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     prompt = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
-    tokens = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=80, do_sample=False)
+    # transformers 5.5.4 loses the cache past LongRoPE's original length; a whole pass for each token has none to lose.
+    tokens = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=80, do_sample=False, use_cache=False
+    )
     answer = tokenizer.decode(tokens[0, prompt.shape[1] :])
     return {"system": system or "", "question": question, "answer": answer}

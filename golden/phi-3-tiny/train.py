@@ -25,7 +25,7 @@ import card
 import corpus
 from batches import Batches
 from evaluate import evaluate
-from tokenizer import ASSISTANT, END, END_OF_TEXT, VOCABULARY, save_tokenizer, train_tokenizer, write_json
+from tokenizer import END_OF_TEXT, PHI_3, VOCABULARY, Form, save_tokenizer, train_tokenizer, write_json
 
 HERE = Path(__file__).parent
 RECORD = "training.json"
@@ -74,7 +74,7 @@ def main() -> None:
     texts = corpus.build()
     report_corpus(texts)
     tokenizer = train_tokenizer(texts.train)
-    settings = config(tokenizer)
+    settings = config(tokenizer, ARCHITECTURE)
     model, tokens = train(settings, Batches(texts.train, tokenizer, SEED), options.steps)
     save(model, settings, tokenizer, options.out)
     record: dict[str, Any] = {
@@ -108,16 +108,16 @@ def report_corpus(texts: corpus.Corpus) -> None:
     )
 
 
-def config(tokenizer: Tokenizer) -> dict[str, Any]:
+def config(tokenizer: Tokenizer, architecture: Mapping[str, Any]) -> dict[str, Any]:
     """The content of config.json."""
     end = tokenizer.token_to_id(END_OF_TEXT)
-    return {**ARCHITECTURE, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    return {**architecture, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
 
 
-def train(settings: dict[str, Any], batches: Batches, steps: int) -> tuple[Any, dict[str, int]]:
+def train(settings: dict[str, Any], batches: Batches, steps: int, threads: int = THREADS) -> tuple[Any, dict[str, int]]:
     """Train in FP32 with a short warm-up and a cosine to zero."""
     torch.manual_seed(SEED)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     factory: Any = AutoModelForCausalLM
     # A padding token has an embedding of zeros that is never trained, but here it also ends documents.
@@ -162,22 +162,24 @@ def make_optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
-def save(model: Any, settings: dict[str, Any], tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the checkpoint in BF16, with files that every transformers from 4.47 on reads."""
+def save(model: Any, settings: dict[str, Any], tokenizer: Tokenizer, folder: Path, form: Form = PHI_3) -> None:
+    """Write the checkpoint in BF16, with files that every transformers from 4.47 on reads; a tied LM head once."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()}
+    if settings["tie_word_embeddings"]:
+        del tensors["lm_head.weight"]
     path = folder / "model.safetensors"
     safetensors.torch.save_file(tensors, path, {"format": "pt"})
     path.chmod(0o644)  # safetensors writes for its owner only
     end = settings["eos_token_id"]
     generation = {
         "bos_token_id": end,
-        "eos_token_id": [tokenizer.token_to_id(token) for token in (END_OF_TEXT, ASSISTANT, END)],
+        "eos_token_id": [tokenizer.token_to_id(token) for token in form.ends],
         "pad_token_id": end,
     }
     write_json(folder / "config.json", settings)
     write_json(folder / "generation_config.json", generation)
-    save_tokenizer(tokenizer, folder)
+    save_tokenizer(tokenizer, folder, form)
 
 
 def versions() -> dict[str, str]:
