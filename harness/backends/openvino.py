@@ -28,9 +28,11 @@ from harness.backend import (
 from harness.backends import openvino_cache, openvino_products, openvino_states
 from harness.backends import openvino_npuw as npuw
 from harness.backends.causal_lm import CausalLMSession
+from harness.backends.openvino_operators import OpenVinoBench
 from harness.backends.openvino_tokenizer import OpenVinoTokenizer
 from harness.backends.openvino_weights import OpenVinoWeights
 from harness.errors import Unsupported, UsageError
+from harness.operators.bench import Bench
 from harness.products import Products
 from harness.states import States, gather
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
@@ -173,6 +175,16 @@ class OpenVinoBackend:
         )
         return OpenVinoSession(model, _info(model, target, options), artifact)
 
+    def operators(self, target: Target) -> Bench:
+        """See `harness.operators.bench.RunsOperators`."""
+
+        def read(compiled: Any) -> tuple[Precision | None, tuple[Arithmetic, ...]]:
+            properties = _compiled_properties(compiled)
+            arithmetic = _ARITHMETIC.get(properties.get("INFERENCE_PRECISION_HINT", ""))
+            return arithmetic, _permitted(properties, arithmetic)
+
+        return OpenVinoBench(target, *self.compile_for(target, {}), read)
+
     def compile_for(self, target: Target, options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
         """The device and the properties that a target is compiled with: a device by name, never AUTO or HETERO."""
         base = target.base_device
@@ -286,7 +298,12 @@ class OpenVinoSession(CausalLMSession):
 
 
 def _properties(model: Any) -> dict[str, str]:
-    compiled = model.request.get_compiled_model() if hasattr(model.request, "get_compiled_model") else model.request
+    return _compiled_properties(
+        model.request.get_compiled_model() if hasattr(model.request, "get_compiled_model") else model.request
+    )
+
+
+def _compiled_properties(compiled: Any) -> dict[str, str]:
     found = {}
     for key in _READ_BACK:
         with contextlib.suppress(Exception):  # each device supports some keys, and refuses others in its own way

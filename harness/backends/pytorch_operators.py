@@ -14,6 +14,7 @@ from harness.operators.attention import visible
 from harness.operators.bench import Offer
 from harness.operators.case import Case
 from harness.operators.numerics import Numerics
+from harness.operators.products import whole
 from harness.operators.rowwise import EPSILON
 from harness.target import Precision, Target
 
@@ -53,7 +54,7 @@ class TorchBench:
         return self._torch.from_numpy(np.ascontiguousarray(values)).to(device=self._device, dtype=self._dtype)
 
     def _matmul(self, case: Case, inputs: Inputs) -> Any:
-        weight, x = self._float(inputs["w"]), self._float(inputs["x"])
+        weight, x = self._float(whole(case, inputs)["w"]), self._float(inputs["x"])
         return self._torch.cat([self._torch.nn.functional.linear(x[rows], weight) for rows in case.spans])
 
     def _rms(self, case: Case, inputs: Inputs) -> Any:

@@ -18,7 +18,7 @@ from harness.operators.case import Case, Values
 from harness.operators.draw import Stream, drawn
 from harness.operators.estimate import Array, Estimate, growth
 from harness.operators.numerics import DIVISION, EXP, Numerics
-from harness.operators.rounding import round_to
+from harness.operators.rounding import FORMATS, round_to
 from harness.target import Precision
 
 # Queries and keys of this size give scores with a standard deviation of 3, and of 48 where they are large.
@@ -56,12 +56,13 @@ def truth(case: Case, inputs: Mapping[str, NDArray[Any]], numerics: Numerics, ar
     kept = [_kept(x, arithmetic.cache, numerics.unit) for x in (key, value)]
     parts = []
     for rows in case.spans:
-        fresh = [(key, np.zeros_like(key)), (value, np.zeros_like(value))]
-        read = [(x[:, : rows.stop], off[:, : rows.stop]) for x, off in (kept if rows.start else fresh)]
+        # A first call of many rows has no need of the cache; any other reads even its own keys out of it.
+        through = rows.start > 0 or rows.stop == 1
+        fresh = [(x, numerics.entered(x).worst) for x in (key, value)]
+        read = [(x[:, : rows.stop], off[:, : rows.stop]) for x, off in (kept if through else fresh)]
         parts.append(_attend(query[:, rows], read[0], read[1], visible(case, rows), numerics))
     fields = [np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("value", "worst", "square")]
-    found = Estimate(*(field.transpose(1, 0, 2) for field in fields)).rounded(numerics.precision)
-    return found.flushed(numerics.form) if numerics.flushes else found
+    return numerics.rounded(Estimate(*(field.transpose(1, 0, 2) for field in fields)))
 
 
 def _by_head(x: NDArray[np.float32], repeats: int) -> Array:
@@ -141,4 +142,7 @@ def u8_rows(x: Array, unit: float) -> tuple[Array, Array]:
     codes = np.clip(np.rint(where), 0.0, 255.0)
     size = 4.0 * unit * (np.abs(zero) + 255.0)
     tie = np.abs(np.abs(where - codes) - 0.5) <= size
-    return (codes - zero) * scale, np.where(tie, scale, 0.0) + size * scale
+    off = np.where(tie, scale, 0.0) + size * scale
+    # Nothing is left of a row whose scale is too small for a normal number.
+    lost = scale < FORMATS[Precision.FP32].least_normal
+    return (codes - zero) * scale, np.where(lost, np.abs(least) + np.abs(most), off)

@@ -42,16 +42,16 @@ class Estimate:
 
     def relative(self, bound: float) -> Estimate:
         """With one more rounding, relative to the value."""
-        return self.off(bound * (np.abs(self.value) + self.worst))
+        size = np.abs(self.value)
+        return Estimate(self.value, self.worst + bound * (size + self.worst), self.square + np.square(bound * size))
 
-    def rounded(self, precision: Precision) -> Estimate:
-        """Rounded to a format: by its unit roundoff, or below its normal numbers by half its least."""
-        form = FORMATS[precision]
-        return self.relative(form.unit).off(form.least / 2.0)
+    def rounded(self, form: Format, *, flushes: bool = False) -> Estimate:
+        """Rounded to a format: by its unit roundoff, or below its normal numbers by half its least.
 
-    def flushed(self, form: Format) -> Estimate:
-        """With what lies below the least normal number lost, as some devices have it."""
-        return self.off(np.where(np.abs(self.value) < form.least_normal, np.abs(self.value), 0.0))
+        `flushes`: what lies below the normal numbers may be lost as well.
+        """
+        small = np.abs(self.value) <= 2.0 * form.least_normal
+        return self.relative(form.unit).off(np.where(small & flushes, form.least_normal, form.least / 2.0))
 
     def __add__(self, other: Estimate) -> Estimate:
         return Estimate(self.value + other.value, self.worst + other.worst, self.square + other.square)

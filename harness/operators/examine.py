@@ -18,7 +18,7 @@ from harness.operators.case import Case, Values
 from harness.operators.catalogue import operator_of
 from harness.operators.draw import digest
 from harness.operators.judging import Judged, conclude, judge_case
-from harness.operators.strategy import cases, kinds, true_shape
+from harness.operators.strategy import series, true_shape
 from harness.target import Target
 
 Call = Callable[..., Any]
@@ -64,22 +64,24 @@ class Bound:
 
 
 def examine(call: Call, target: Target, operator: str, shapes: int) -> Verdict:
-    """One operator with every kind of value, in so many drawn shapes each; a failing case is shrunk first.
+    """One operator in so many drawn shapes, in each with every kind of value; what fails is shrunk first.
 
     Raises Unsupported where the target lacks the operator.
     """
     bound = Bound(call, target)
     bound.require(operator)
-    drawn = [case for values in kinds(operator) for case in examples(cases(operator, bound.offer, values), shapes)]
-    verdict = bound.verdict(drawn)
-    judged, _ = bound.judge(drawn) if verdict.message else ([], "")
+    drawn = [case for cases in examples(series(operator, bound.offer), shapes) for case in cases]
+    judged, refused = bound.judge(drawn)
+    if not judged:
+        raise Unsupported(f"{target}: {refused}")
+    verdict = conclude(judged, len(drawn) - len(judged), str(target))
     wrong = next((one.case for one in judged if not one.right), None)
     if wrong is None:
         return verdict
-    smallest = _shrink(bound, operator, wrong.values, shapes)
-    found, _ = bound.judge([smallest])
-    lines = [f"smallest: {conclude(found, 0, str(target)).message}", verdict.message]
-    return msgspec.structs.replace(verdict, message="\n".join(lines))
+    smallest = conclude([_shrink(bound, operator, wrong.values, shapes)], 0, str(target))
+    return msgspec.structs.replace(
+        verdict, message=f"the simplest case that fails:\n{smallest.message}\n{verdict.message}"
+    )
 
 
 def examine_true_shape(call: Call, target: Target, operator: str, name: str) -> Verdict:
@@ -105,25 +107,24 @@ def _check_inputs(case: Case, answer: Mapping[str, Any]) -> None:
         )
 
 
-def _shrink(bound: Bound, operator: str, values: Values, shapes: int) -> Case:
-    """The simplest failing case that hypothesis finds, beginning with the cases that were drawn."""
-    failing: list[Case] = []
-    asked: dict[str, bool] = {}
+def _shrink(bound: Bound, operator: str, values: Values, shapes: int) -> Judged:
+    """The simplest failing case with such values, found by hypothesis from the shapes that were drawn."""
+    failing: list[Judged] = []
+    asked: dict[str, Judged | None] = {}
 
-    def fails(case: Case) -> bool:
-        if str(case) not in asked:
-            if len(asked) >= _ASKED:
-                return False
+    def ask(case: Case) -> Judged | None:
+        if str(case) not in asked and len(asked) < _ASKED:
             judged, _ = bound.judge([case])
-            asked[str(case)] = any(not one.right for one in judged)
-        return asked[str(case)]
+            asked[str(case)] = next((one for one in judged if not one.right), None)
+        return asked.get(str(case))
 
     @hypothesis.seed(0)
     @fixed_settings(shapes, (Phase.generate, Phase.shrink))
-    @hypothesis.given(cases(operator, bound.offer, values))
-    def attempt(case: Case) -> None:
-        if fails(case):
-            failing.append(case)
+    @hypothesis.given(series(operator, bound.offer))
+    def attempt(cases: tuple[Case, ...]) -> None:
+        wrong = next((one for one in map(ask, (case for case in cases if case.values is values)) if one), None)
+        if wrong is not None:
+            failing.append(wrong)
             raise _StillWrong
 
     with contextlib.suppress(_StillWrong):

@@ -69,7 +69,7 @@ def judge_case(case: Case, output: NDArray[np.floating], numerics: Numerics) -> 
 def _distinct(case: Case, permitted: Sequence[Arithmetic]) -> list[Arithmetic]:
     """The arithmetics that make a difference to a case: by block for a quantised weight, by cache for attention."""
     quantised = case.operator.startswith("matmul-int")
-    cached = case.operator.startswith("attention") and len(case.rows) > 1
+    cached = case.operator.startswith("attention") and (len(case.rows) > 1 or case.count == 1)
     kept = {(a.block if quantised else 0, a.cache if cached else ""): a for a in reversed(permitted)}
     return list(kept.values())
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from harness.arithmetic import Arithmetic
+from harness.operators.estimate import Estimate, exact
 from harness.operators.rounding import FORMATS, Format
 from harness.target import Precision
 
@@ -25,6 +28,16 @@ class Numerics(msgspec.Struct, frozen=True):
     inner: Precision = Precision.FP32
     flushes: bool = False
     permitted: tuple[Arithmetic, ...] = (Arithmetic(),)
+
+    def rounded(self, found: Estimate) -> Estimate:
+        """The result of an operator, rounded to what is computed in."""
+        return found.rounded(self.form, flushes=self.flushes)
+
+    def entered(self, values: NDArray[np.floating]) -> Estimate:
+        """Inputs, which are known exactly, but for subnormal ones where these are taken for zero."""
+        found = exact(values)
+        lost = np.abs(found.value) < self.form.least_normal
+        return found.off(np.where(lost, np.abs(found.value), 0.0)) if self.flushes else found
 
     @property
     def form(self) -> Format:

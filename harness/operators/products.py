@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from harness.arithmetic import Arithmetic
 from harness.codes import unpack
-from harness.operators.case import Case, Values
+from harness.operators.case import Case
 from harness.operators.draw import Stream, drawn
 from harness.operators.estimate import Array, Estimate, growth
 from harness.operators.numerics import Numerics
@@ -24,45 +24,45 @@ from harness.operators.rounding import FORMATS
 from harness.target import Precision
 from harness.weights import Quantised
 
-# Rows of a weight that are widened to float64 at a time: 64 MiB at most in Phi-3.
-_ROWS = 1024
+# Rows of a weight that are drawn; a larger one repeats them. A prime, so that no tile of a kernel is like another.
+_PERIOD = 1031
+# Rows of it that are widened to float64 at a time: 32 MiB at most in Phi-3.
+_ROWS = 512
 
 
 def draw(case: Case) -> dict[str, NDArray[Any]]:
-    """`x` `[m, K]` float32; and `w` `[n, K]` float32, or `codes` `[n, K]` uint8, `zeros` `[n, G]` uint8, `scales` `[n,
-    G]`.
+    """`x` `[m, K]` float32; and `w` `[p, K]` float32, or `codes` `[p, K]` uint8, `zeros` and `scales` `[p, G]`.
 
-    Scales are float32 that FP16 represents.
+    p rows stand for n, see `whole`; the last of them has one weight for all columns, so that activations of alternating
+    sign cancel. Scales are float32 that FP16 represents. The weight depends on sizes and seed alone.
     """
     stream = Stream(case.seed)
-    width = case["k"]
+    weight = {"w": _floats(stream, case)} if case["bits"] >= 16 else _codes(stream, case)
     large = 0.5 * min(FORMATS[case.grid].greatest, 2.0**60)
-    x = drawn(stream, case.values, case.grid, case.count, width, large=large)
-    if case["bits"] >= 16:
-        return {"x": x, "w": _floats(stream, case)}
-    return {"x": x, **_codes(stream, case)}
+    return {"x": drawn(stream, case.values, case.grid, case.count, case["k"], large=large), **weight}
 
 
-def _uniform(case: Case) -> bool:
-    """Whether the weights of a row are all the same, so that activations of alternating sign cancel."""
-    return case.values in (Values.EQUAL, Values.ALTERNATING)
+def whole(case: Case, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The inputs with all n rows of the weight: those drawn, over and over."""
+    if case["n"] <= _PERIOD:
+        return dict(inputs)
+    rows = np.arange(case["n"]) % _PERIOD
+    return {name: value if name == "x" else value[rows] for name, value in inputs.items()}
 
 
 def _floats(stream: Stream, case: Case) -> NDArray[np.float32]:
-    n, width = case["n"], case["k"]
+    n, width = min(case["n"], _PERIOD), case["k"]
     halves = stream.words(-(-n * width // 4)).astype("<u8").view("<i2")[: n * width].reshape(n, width)
     weight = halves.astype(np.float32) * np.float32(0.937 / 32768.0 / np.sqrt(width))  # all bits of FP32 are in use
-    if _uniform(case):
-        weight[:] = weight[:, :1]
+    weight[-1] = weight[-1, 0]
     return weight.astype(np.float16).astype(np.float32) if case["bits"] == 16 else weight
 
 
 def _codes(stream: Stream, case: Case) -> dict[str, NDArray[Any]]:
-    n, width, bits = case["n"], case["k"], case["bits"]
+    n, width, bits = min(case["n"], _PERIOD), case["k"], case["bits"]
     columns = width + width % 2  # two codes of four bits to a byte
-    codes = unpack(stream.octets(n, columns * bits // 8), bits)[:, :width]
-    if _uniform(case):
-        codes = np.repeat(codes[:, :1], width, axis=1)
+    codes = unpack(stream.octets(n, columns * bits // 8), bits)[:, :width].copy()
+    codes[-1] = codes[-1, 0]
     groups = -(-width // (case["group"] or width))
     half = 2 ** (bits - 1)
     zeros = np.full((n, groups), half, dtype=np.uint8)
@@ -70,11 +70,11 @@ def _codes(stream: Stream, case: Case) -> dict[str, NDArray[Any]]:
         zeros += (stream.octets(n, groups) % (half // 4)).astype(np.uint8)
     grid = 0.75 + 0.25 * stream.uniform(n, groups)
     scales = (grid / half / (1.0 if case["root"] else np.sqrt(width))).astype(np.float16).astype(np.float32)
-    return {"codes": np.ascontiguousarray(codes), "zeros": zeros, "scales": scales}
+    return {"codes": codes, "zeros": zeros, "scales": scales}
 
 
 def stored_weight(case: Case, inputs: Mapping[str, NDArray[Any]], rows: slice = slice(None)) -> Array:
-    """Some rows of the weight that is meant, `[n, K]` float64."""
+    """Some of the drawn rows of the weight that is meant, `[p, K]` float64."""
     if "w" in inputs:
         return np.asarray(inputs["w"][rows], dtype=np.float64)
     scales = inputs["scales"][rows].astype(np.float64)
@@ -93,8 +93,9 @@ def truth(case: Case, inputs: Mapping[str, NDArray[Any]], numerics: Numerics, ar
     if arithmetic.block and "codes" in inputs:
         x, edges = int8_blocks(x, arithmetic.block, numerics.unit)
     parts = list(_parts(case, inputs, numerics, x, edges))
-    value, worst, square = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
-    return Estimate(value, worst, square).rounded(numerics.precision)
+    columns = np.arange(case["n"]) % min(case["n"], _PERIOD)
+    value, worst, square = (np.concatenate(part, axis=1)[:, columns] for part in zip(*parts, strict=True))
+    return numerics.rounded(Estimate(value, worst, square))
 
 
 def _parts(
@@ -102,12 +103,13 @@ def _parts(
 ) -> Iterator[tuple[Array, Array, Array]]:
     """Result and bounds for some rows of the weight at a time."""
     width = case["k"]
-    # A weight is rounded to half precision where that is computed in; a code times its scale is rounded in any case.
-    once = numerics.form.unit if numerics.precision is not Precision.FP32 else 0.0
-    once += 0.0 if "w" in inputs else 2.0 * numerics.unit
+    # A weight is rounded to half precision where that is computed in, unless it meets activations as the code that it
+    # is; a code times its scale is rounded in any case.
+    once = numerics.form.unit if numerics.precision is not Precision.FP32 and edges is None else 0.0
+    once += 0.0 if "w" in inputs else 4.0 * numerics.unit
     lost = np.where(np.abs(x) < numerics.form.least_normal, np.abs(x), 0.0) if numerics.flushes else np.zeros_like(x)
     lost = lost if edges is None else lost + edges
-    for at in range(0, case["n"], _ROWS):
+    for at in range(0, min(case["n"], _PERIOD), _ROWS):
         weight = stored_weight(case, inputs, slice(at, at + _ROWS))
         square = weight**2
         # The partial sums of independent terms of either sign are as large as the root of the sum of their squares.
@@ -133,6 +135,8 @@ def int8_blocks(x: Array, block: int, unit: float) -> tuple[Array, Array]:
     codes = np.rint(ratio)
     tie = np.abs(np.abs(ratio - codes) - 0.5) <= 4.0 * unit * np.abs(ratio)
     edges = np.where(tie, scale, 0.0)
+    # Nothing is left of a block whose scale is too small for a normal number, of which some have no inverse.
+    edges = np.where(scale < FORMATS[Precision.FP32].least_normal, np.abs(padded), edges)
 
     def flat(blocks: Array) -> Array:
         return np.asarray(np.broadcast_to(blocks, padded.shape).reshape(rows, -1)[:, :width])

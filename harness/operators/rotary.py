@@ -58,18 +58,18 @@ def truth(case: Case, inputs: Mapping[str, NDArray[Any]], numerics: Numerics, ar
     cosine, sine = (_function(angles, function, inputs["factor"], numerics) for function in (np.cos, np.sin))
     half = case["r"] // 2
     x = inputs["x"].astype(np.float64)
-    first, second, rest = exact(x[..., :half]), exact(x[..., half : 2 * half]), exact(x[..., 2 * half :])
-    rounded = numerics.precision
-    left = (first * cosine).rounded(rounded) - (second * sine).rounded(rounded)
-    right = (second * cosine).rounded(rounded) + (first * sine).rounded(rounded)
-    found = _joined(left, right, rest).rounded(rounded)
-    return found.flushed(numerics.form) if numerics.flushes else found
+    parts = (x[..., :half], x[..., half : 2 * half], x[..., 2 * half :])
+    first, second, rest = map(numerics.entered, parts)
+    rounded = numerics.rounded
+    left = rounded(rounded(first * cosine) - rounded(second * sine))
+    right = rounded(rounded(second * cosine) + rounded(first * sine))
+    return _joined(left, right, rest)
 
 
 def _function(angles: Estimate, function: Any, factor: NDArray[np.float32], numerics: Numerics) -> Estimate:
     """Cosine or sine of angles, in single precision, by the factor, then rounded."""
     found = angles.mapped(function, 1.0).relative(numerics.ulps(SIN_COS)).off(numerics.least)
-    return found.times(float(factor)).relative(numerics.unit).rounded(numerics.precision)
+    return numerics.rounded(found.times(float(factor)).relative(numerics.unit))
 
 
 def _joined(*parts: Estimate) -> Estimate:

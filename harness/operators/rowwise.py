@@ -31,10 +31,11 @@ EPSILON = 1e-5
 def draw_rms_norm(case: Case) -> dict[str, NDArray[Any]]:
     """`x` `[rows, n]` and `weight` `[n]`, float32. Values are as small as 0.01, where epsilon matters."""
     stream = Stream(case.seed)
+    weight = round_to(1.0 + 0.5 * stream.bell(case["n"]), case.grid)
     # The squares of large values must not overflow in single precision, in which every exporter has them computed.
     large = min(FORMATS[case.grid].greatest / 2.0, 2.0**56)
     x = drawn(stream, case.values, case.grid, case.count, case["n"], scale=0.02, large=large)
-    return {"x": x, "weight": round_to(1.0 + 0.5 * stream.bell(case["n"]), case.grid)}
+    return {"x": x, "weight": weight}
 
 
 def rms_norm(case: Case, inputs: Inputs, numerics: Numerics, arithmetic: Arithmetic) -> Estimate:  # noqa: ARG001
@@ -46,9 +47,8 @@ def rms_norm(case: Case, inputs: Inputs, numerics: Numerics, arithmetic: Arithme
     mean = 0.5 * np.asarray([growth(width + 3, numerics.inner), numerics.unit * np.sqrt(width + 3)])
     tail = numerics.ulps(ROOT + DIVISION) + numerics.unit
     scale = Estimate(root, root * (mean[0] + tail), np.square(root) * (mean[1] ** 2 + tail**2))
-    lost = exact(x).flushed(numerics.form) if numerics.flushes else exact(x)
-    normalised = (lost * scale).rounded(numerics.precision)
-    return (normalised * exact(inputs["weight"])).rounded(numerics.precision)
+    normalised = numerics.rounded(numerics.entered(x) * scale)
+    return numerics.rounded(normalised * exact(inputs["weight"]))
 
 
 def draw_swiglu(case: Case) -> dict[str, NDArray[Any]]:
@@ -64,9 +64,8 @@ def swiglu(case: Case, inputs: Inputs, numerics: Numerics, arithmetic: Arithmeti
     with np.errstate(over="ignore"):
         sigmoid = 1.0 / (1.0 + np.exp(-gate))
     weight = exact(sigmoid).relative(numerics.ulps(EXP + DIVISION) + numerics.unit).off(numerics.least)
-    silu = (exact(gate) * weight.rounded(numerics.precision)).rounded(numerics.precision)
-    found = (silu * exact(up)).rounded(numerics.precision)
-    return found.flushed(numerics.form) if numerics.flushes else found
+    silu = numerics.rounded(numerics.entered(gate) * numerics.rounded(weight))
+    return numerics.rounded(silu * numerics.entered(up))
 
 
 def draw_softmax(case: Case) -> dict[str, NDArray[Any]]:
@@ -79,7 +78,7 @@ def softmax(case: Case, inputs: Inputs, numerics: Numerics, arithmetic: Arithmet
     """exp(x - max x) / sum exp(x - max x)."""
     x = inputs["x"].astype(np.float64)
     away = x - x.max(axis=1, keepdims=True)
-    return shares(away, numerics).rounded(numerics.precision)
+    return numerics.rounded(shares(away, numerics))
 
 
 def shares(away: Array, numerics: Numerics) -> Estimate:
@@ -106,10 +105,10 @@ def draw_embedding(case: Case) -> dict[str, NDArray[Any]]:
 def embedding(case: Case, inputs: Inputs, numerics: Numerics, arithmetic: Arithmetic) -> Estimate:  # noqa: ARG001
     """Rows of the table: as they are stored, but for being rounded to what is computed in."""
     table = products.stored_weight(_table(case), inputs)
-    found = exact(table[inputs["ids"]])
-    if "codes" in inputs:
-        found = found.relative(2.0 * numerics.unit)
-    return found.rounded(numerics.precision)
+    value = table[inputs["ids"]]
+    if "w" in inputs and np.array_equal(round_to(value, numerics.precision), value):
+        return exact(value)
+    return numerics.rounded(exact(value).relative(2.0 * numerics.unit))
 
 
 def _table(case: Case) -> Case:

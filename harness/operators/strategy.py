@@ -36,18 +36,19 @@ _SIZES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
 }
 
 
-def kinds(operator: str) -> tuple[Values, ...]:
-    """The kinds of values that an operator is given."""
-    return _KINDS.get(_family(operator), _FINITE)
-
-
-def cases(operator: str, offer: Offer, values: Values) -> SearchStrategy[Case]:
-    """Cases of an operator as a bench offers it, with values of a kind."""
+def series(operator: str, offer: Offer) -> SearchStrategy[tuple[Case, ...]]:
+    """A case for every kind of value, all of one shape and one weight, so that one graph serves for all of them."""
     family = _family(operator)
     sizes = _products(operator, offer) if family == "matmul" else _sizes(operator, offer)
+    kinds = _KINDS.get(family, _FINITE)
     rows = _calls() if family == "attention" else st.sampled_from(_ROWS).map(lambda count: (count,))
-    grid = st.just(offer.numerics.precision)
-    return st.builds(Case, st.just(operator), grid, rows, sizes, st.just(values), _SEEDS)
+    grid = offer.numerics.precision
+
+    def make(shape: dict[str, int], seed: int, calls: tuple[tuple[int, ...], ...]) -> tuple[Case, ...]:
+        pairs = zip(kinds, calls, strict=True)
+        return tuple(Case(operator, grid, rows, shape, values, seed) for values, rows in pairs)
+
+    return st.builds(make, sizes, _SEEDS, st.tuples(*[rows] * len(kinds)))
 
 
 def _family(operator: str) -> str:
