@@ -152,14 +152,14 @@ def _provoke(session: TargetSession, asked: dict[str, Callable[[], Logits]], *, 
 
 
 def _talkative(session: TargetSession) -> PromptCase:
-    """The first prompt of the run whose golden answer goes on for long enough, and that the session can take."""
+    """The first prompt of the run whose golden answer goes on for long enough, or for longest, of those it can take."""
     run, able = session.run, Stepper(session).able
-    for suite in run.settings.suites:
-        for case in run.golden(suite).manifest.cases:
-            long = not case.given and len(case.continuation) >= _NEW_TOKENS
-            if long and not able.refuses(len(case.tokens), _NEW_TOKENS) and len(case.tokens) > 1:
-                return run.case(suite, case.id)
-    raise Unsupported(f"no prompt of the run has an answer of {_NEW_TOKENS} tokens", "name a suite that has: --prompts")
+    found = [run.case(suite, case.id) for suite in run.settings.suites for case in run.golden(suite).manifest.cases]
+    found = [p for p in found if not p.case.given and len(p.case.tokens) > 1]
+    found = [p for p in found if not able.refuses(len(p.case.tokens), _NEW_TOKENS)]
+    if not found:
+        raise Unsupported("the run has no prompt to be answered that the session can take", "name a suite: --prompts")
+    return max(found, key=lambda prompt: min(len(prompt.case.continuation), _NEW_TOKENS))
 
 
 def _generate(session: TargetSession, prompt: PromptCase, limit: int, ends: Sequence[int]) -> list[int]:

@@ -261,13 +261,14 @@ class _Machine(RuleBasedStateMachine):
         self._kept[name] = (self._text, self._now.copy())
 
     @precondition(lambda self: any(text == self._text for text, _ in self._kept.values()))
-    @rule(name=st.integers(0, 1))
-    def branch(self, name: int) -> None:
-        """Return to a state of this text that was kept."""
+    @rule(name=st.integers(0, 1), start=st.integers(0, 4000))
+    def branch(self, name: int, start: int) -> None:
+        """Return to a state of this text that was kept, and go on from there, without which nothing would show."""
         names = [key for key, (text, _) in sorted(self._kept.items()) if text == self._text]
         name = names[name % len(names)]
         self._do(f"return to {name}", lambda: self._stepper.resume(name))
         self._texts[self._text] = self._kept[name][1].copy()
+        self._feed("append 1", self._journey.stream[start : start + 1])
 
     @precondition(lambda self: self._offers("switch"))
     @rule()

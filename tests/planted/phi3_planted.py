@@ -25,12 +25,8 @@ from harness.backends.checkpoint_weights import CheckpointWeights
 from harness.checkpoint import open_checkpoint
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 from harness.weights import ArtifactWeights
+from planted_cache import PlantedCache, fault
 from planted_harm import harm
-
-
-def fault(name: str) -> bool:
-    """Whether this fault is planted."""
-    return name in os.environ.get("PLANTED_FAULT", "").split(",")
 
 
 class PlantedBackend:
@@ -85,7 +81,7 @@ class PlantedSession:
     def __init__(self, artifact: Path, target: Target) -> None:
         self._checkpoint = open_checkpoint(artifact)
         self._device = "cpu" if fault("silent-fallback") else target.device
-        self._tokens: list[int] = []
+        self.cache = PlantedCache(self._checkpoint)
         self._calls = 0
         self._prompts: set[tuple[int, ...]] = set()
 
@@ -100,20 +96,32 @@ class PlantedSession:
         )
 
     def reset(self) -> None:
-        self._tokens = []
+        self.cache.reset()
+
+    def rewind(self, length: int) -> None:
+        self.cache.rewind(length)
+
+    def fork(self) -> list[int]:
+        return self.cache.fork()
+
+    def resume(self, state: list[int]) -> None:
+        self.cache.resume(state)
+
+    def switch(self, text: int) -> None:
+        self.cache.switch(text)
 
     def append(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        self.cache.refuse([int(token) for token in tokens])
         self._calls += 1
         _misbehave(self._calls)
         if fault("slow") and tokens.size == 1:
             time.sleep(0.02)
-        if not self._tokens:
+        if not self.cache.tokens:
             self._prompts.add(tuple(int(token) for token in tokens))
-        if not self._tokens or tokens.size == 1:
-            harm("decode" if self._tokens else "prefill", len(self._prompts))
-        self._tokens += [int(token) for token in tokens]
-        logits = phi3_float64.forward(self._checkpoint, [self._tokens])[0][-tokens.size :]
-        return _spoil(logits, len(self._tokens), self._calls).astype(np.float32)
+        if not self.cache.tokens or tokens.size == 1:
+            harm("decode" if self.cache.tokens else "prefill", len(self._prompts))
+        logits = self.cache.feed([int(token) for token in tokens])
+        return _spoil(logits, len(self.cache.tokens), self._calls).astype(np.float32)
 
     def generate(self, prompt: NDArray[np.int64], max_new_tokens: int, end_tokens: Sequence[int]) -> list[int]:
         sequence = [int(token) for token in prompt]
@@ -148,7 +156,6 @@ class PlantedSession:
         harm("close")
         if fault("one-at-a-time") and self._device.startswith("pretender"):
             Path(os.environ["PLANTED_MARK"] + ".in-use").unlink(missing_ok=True)
-        self._tokens = []
 
 
 def occupy(mark: Path) -> None:

@@ -1,0 +1,96 @@
+"""Faults planted in a cache: each is found by the test that is there for it, and by a walk through all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from direct import direct
+from harness import caching, limits
+from harness.causality import later_tokens
+from harness.compare import Outcome, Verdict
+from harness.sessions import TargetSession
+from harness.walk import walk
+from support import Tiny
+
+CHECKS: dict[str, Callable[[TargetSession], Verdict]] = {
+    "token-by-token": caching.token_by_token,
+    "chunks": caching.in_chunks,
+    "reset": caching.cleared,
+    "rewind": caching.rewound,
+    "branch": caching.branched,
+    "interleaved": caching.interleaved,
+    "window-decode": partial(caching.across_window, at_once=False),
+    "window-chunk": partial(caching.across_window, at_once=True),
+    "capacity": caching.at_capacity,
+    "walk": walk,
+    "causality": later_tokens,
+    "end-tokens": limits.end_tokens,
+    "answer": limits.answer_limit,
+    "long-prompt": limits.too_long_prompt,
+    "full-cache": limits.full_cache,
+    "impossible-tokens": limits.impossible_tokens,
+}
+FAULTS = (
+    ("chunk-forgets", "chunks"),
+    ("chunk-forgets", "walk"),
+    ("chunk-over-border", "chunks"),
+    ("reset-leaks", "reset"),
+    ("rewinds-one-short", "rewind"),
+    ("rewinds-one-short", "walk"),
+    ("branch-shared", "branch"),
+    ("branch-shared", "walk"),
+    ("texts-mix", "interleaved"),
+    ("window-never-moves", "window-decode"),
+    ("window-never-moves", "window-chunk"),
+    ("cache-wraps", "capacity"),
+    ("one-position", "token-by-token"),
+    ("sees-later", "causality"),
+    ("ignores-end", "end-tokens"),
+    ("early-stop", "answer"),
+    ("overrun", "answer"),
+    ("takes-any-token", "impossible-tokens"),
+    ("dies-inside-after-refusal", "impossible-tokens"),
+    ("dies-inside-after-refusal", "long-prompt"),
+    ("dies-inside-after-refusal", "full-cache"),
+    ("refuses-without-a-word", "full-cache"),
+)
+
+
+@pytest.fixture
+def planted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], TargetSession]:
+    def with_fault(fault: str) -> TargetSession:
+        monkeypatch.setenv("PLANTED_FAULT", fault)
+        return direct(tiny)
+
+    return with_fault
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_right_session_passes(planted: Any, check: str) -> None:
+    verdict = CHECKS[check](planted(""))
+    assert verdict.outcome is Outcome.PASS, verdict.message
+    assert max(verdict.numbers.get("positions", 0.0), verdict.numbers.get("checks", 0.0)) > 0
+
+
+@pytest.mark.parametrize(("fault", "check"), FAULTS, ids=[f"{fault}-{check}" for fault, check in FAULTS])
+def test_a_fault_is_found(planted: Any, fault: str, check: str) -> None:
+    verdict = CHECKS[check](planted(fault))
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.message
+
+
+def test_a_walk_that_fails_is_shrunk_to_the_shortest(planted: Any) -> None:
+    verdict = walk(planted("rewinds-one-short"))
+    assert verdict.numbers["steps"] == 3  # something to go back in, going back, and something after it
+    assert "shortest walk that fails, of 3 steps: append" in verdict.message
+    assert "rewind to" in verdict.message
+
+
+def test_texts_that_mix_are_left_out_of_walks_and_said_to_be(planted: Any) -> None:
+    verdict = walk(planted("texts-mix"))
+    assert verdict.outcome is Outcome.PASS, verdict.message
+    assert "left out: texts in turns, which mix: see test_cache_interleaved" in verdict.message
