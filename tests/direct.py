@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import phi3_float64
-from harness.backend import SessionInfo
+from harness.backend import SessionInfo, teacher_force
 from harness.checkpoint import open_checkpoint
 from harness.errors import HarnessError, Stage, Unsupported, WorkerRaised
 from harness.golden import Golden, open_golden
@@ -29,7 +29,6 @@ from harness.run import PromptCase
 from harness.sessions import TargetSession
 from harness.steps import Steps
 from harness.target import Precision, Target
-from harness.worker_main import teacher_force
 from support import PLANTED, Tiny
 
 if TYPE_CHECKING:

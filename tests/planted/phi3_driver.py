@@ -14,7 +14,7 @@ from typing import Any
 from harness.backend import DeviceReport, Session
 from harness.backends.pytorch import PyTorchBackend
 from harness.target import DeviceKind, Precision, Target, Unavailable
-from phi3_planted import fault
+from planted_cache import fault
 
 
 class DrivenPyTorch(PyTorchBackend):

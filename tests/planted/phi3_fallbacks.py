@@ -14,7 +14,7 @@ from harness.backend import DeviceReport, Recipe
 from harness.backends.openvino import OpenVinoBackend
 from harness.backends.ort_genai import OrtGenAIBackend
 from harness.target import DeviceKind, Precision, Target, Unavailable
-from phi3_planted import fault
+from planted_cache import fault
 
 
 class FallingOpenVino(OpenVinoBackend):
