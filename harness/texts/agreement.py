@@ -6,13 +6,13 @@ Pure: it takes what was asked, what was due and what came, and gives a `Verdict`
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from harness.compare import Outcome, Verdict
 
 # Disagreements that a message spells out.
-_SPELLED_OUT = 4
+_SPELLED_OUT = 6
 # A text of up to so many characters is shown with its code points.
 _FEW = 12
 # What a message shows of a longer one.
@@ -32,6 +32,17 @@ class Reply(NamedTuple):
         return cls(None, str(value)) if word == "raised" else cls(value)
 
 
+class Due(NamedTuple):
+    """What tokens are due to be decoded to: any of some readings.
+
+    With `loose`, a run of U+FFFD counts as one. How many of them stand for bytes that are no text is left open: section
+    3.9 of the Unicode standard recommends a number and does not require it.
+    """
+
+    readings: tuple[str, ...]
+    loose: bool = False
+
+
 class Disagreement(NamedTuple):
     """One input, already made small, of which the runtime made something else than was due.
 
@@ -42,9 +53,12 @@ class Disagreement(NamedTuple):
     problem: str
 
 
-def judge_agreement(count: int, wrong: int, found: Sequence[Disagreement], unit: str) -> Verdict:
+def judge_agreement(
+    count: int, wrong: int, found: Sequence[Disagreement], unit: str, *, unexplained: int = 0
+) -> Verdict:
     """Whether none of `count` inputs was answered wrongly; `found` are the smallest of those that were.
 
+    `unexplained` of them have another cause than those of `found`, as far as is known.
     `unit` is what an input is called, in the plural. No inputs at all fail. There is no limit: tokens and texts are
     equal or they are not.
     """
@@ -56,7 +70,9 @@ def judge_agreement(count: int, wrong: int, found: Sequence[Disagreement], unit:
     lines = [f"{wrong} of {count} {unit} differ from the checkpoint's own; made as small as they go:"]
     lines += [f"  {shown(one.given)}: {one.problem}" for one in found[:_SPELLED_OUT]]
     if len(found) > _SPELLED_OUT:
-        lines.append(f"  and {len(found) - _SPELLED_OUT} more kinds")
+        lines.append(f"  and {len(found) - _SPELLED_OUT} more")
+    if unexplained:
+        lines.append(f"  {unexplained} have causes that these do not explain")
     return Verdict(Outcome.FAIL, numbers, {}, "\n".join(lines))
 
 
@@ -78,15 +94,13 @@ def text_problem(due: str, reply: Reply) -> str:
     return "" if reply.value == due else f"gives {_at_difference(reply.value, due)}"
 
 
-def loose_text_problem(due: str, reply: Reply) -> str:
-    """As `text_problem`, where tokens are bytes that may be no text.
-
-    How many U+FFFD stand for a run of such bytes is left open (section 3.9 of the Unicode standard recommends and does
-    not require), so a run of them counts as one.
-    """
-    if reply.raised is not None:
-        return text_problem(due, reply)
-    return text_problem(_one_each(due), Reply(_one_each(reply.value)))
+def first_problem(problem: Callable[[str, Reply], str], due: Due, reply: Reply) -> str:
+    """What is wrong with a reply by its first reading; empty where it is right by any of them."""
+    if due.loose and reply.raised is None:
+        reply = Reply([*map(_one_each, reply.value)] if isinstance(reply.value, list) else _one_each(reply.value))
+        due = Due(tuple(map(_one_each, due.readings)))
+    found = [problem(reading, reply) for reading in due.readings]
+    return found[0] if all(found) else ""
 
 
 def rendering_problem(due: str | None, reply: Reply) -> str:
@@ -96,23 +110,21 @@ def rendering_problem(due: str | None, reply: Reply) -> str:
     return text_problem(due, reply)
 
 
-def stream_problem(due: str, reply: Reply, *, loose: bool = False) -> str:
+def stream_problem(due: str, reply: Reply) -> str:
     """What is wrong with the pieces that a stream gave out, one after each token and one at the end.
 
     Joined they must be `due`, and at no moment may they hold what `due` does not begin with, such as half a character.
-    With `loose`, runs of U+FFFD are compared as in `loose_text_problem`.
     """
     if reply.raised is not None:
         return text_problem(due, reply)
-    same = _one_each if loose else str
-    wanted, given, count = same(due), "", len(reply.value) - 1
+    given, count = "", len(reply.value) - 1
     for token, piece in enumerate(reply.value):
         given += piece
-        if not wanted.startswith(same(given)):
-            half = "half a character, " if "\ufffd" in piece and "\ufffd" not in wanted else ""
+        if not due.startswith(given):
+            half = "half a character, " if "\ufffd" in piece and "\ufffd" not in due else ""
             when = f"after token {token + 1} of {count}" if token < count else "at the end"
-            return f"gives out {half}{shown(piece)} {when}: {_at_difference(same(given), wanted)}"
-    return "" if same(given) == wanted else f"gives out {_at_difference(same(given), wanted)} in all"
+            return f"gives out {half}{shown(piece)} {when}: {_at_difference(given, due)}"
+    return "" if given == due else f"gives out {_at_difference(given, due)} in all"
 
 
 def of_tokens(tokens: list[int], problem: str) -> str:

@@ -6,7 +6,8 @@ the same in every run: see `harness.drawn`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 from hypothesis import strategies as st
@@ -39,6 +40,22 @@ _WORDS = (
 )
 _SPACES = (" ", "  ", "\t", "\n", "\r\n", "\n\n", "\u00a0", "\u2003", "\u3000", "\u2028", "\u1680", "\u205f")
 _MARKS = ("\u0300", "\u0301", "\u0323", "\u0338", "\u0483", "\u05bc", "\u0651", "\u093f", "\u0e34", "\u20dd", "\ufe0f")
+# Bytes that are no UTF-8, in each of the ways there are (Unicode standard, table 3-7).
+_NO_TEXT = (
+    b"\x80",  # a continuation of nothing
+    b"\xc3",  # characters that end too soon
+    b"\xe4\xb8",
+    b"\xf0\x9f\x98",
+    b"\xc0\x80",  # written longer than need be
+    b"\xe0\x80\x80",
+    b"\xf0\x80\x80\x80",
+    b"\xed\xa0\x80",  # half a surrogate pair
+    b"\xf4\x90\x80\x80",  # past the last character
+    b"\xf5\x80\x80\x80",
+    b"\xf8\x88\x80\x80\x80",
+    b"\xfe",
+    b"\xff",
+)
 _JOINED = (
     "\U0001f469\u200d\U0001f469\u200d\U0001f467",  # a family, joined
     "\U0001f1e9\U0001f1ea",  # a flag, of two letters
@@ -112,13 +129,18 @@ def texts(kind: str, added: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*written, *examples(drawn, DRAWN))))
 
 
-@lru_cache(maxsize=2)
-def token_lists(vocabulary: int) -> tuple[tuple[int, ...], ...]:
-    """Lists of any tokens of a vocabulary, as a model may choose them: bytes that are no text among them."""
-    # Byte tokens are among the first few hundred in both kinds of tokenizer that Phi-3's family has.
-    token = st.one_of(st.integers(0, vocabulary - 1), st.integers(0, min(vocabulary, 300) - 1))
-    drawn = examples(st.lists(token, min_size=1, max_size=10), 4 * DRAWN)
-    return tuple(dict.fromkeys(map(tuple, drawn)))
+def token_lists(vocabulary: int, single_bytes: Mapping[int, int]) -> list[list[int]]:
+    """Lists of any tokens of a vocabulary, as a model may choose them: bytes that are no text among them.
+
+    `single_bytes` are the tokens of single bytes; see `harness.texts.oracle.Oracle`.
+    """
+    token = st.integers(0, vocabulary - 1)
+    if single_bytes:
+        token = st.one_of(token, st.sampled_from(list(single_bytes.values())))
+    drawn = examples(st.lists(token, min_size=1, max_size=10), 3 * DRAWN)
+    sequences = [part for hard in _NO_TEXT for part in (hard, b"a" + hard + b"b")]
+    written = [[single_bytes[byte] for byte in part] for part in sequences if single_bytes.keys() >= set(part)]
+    return [list(tokens) for tokens in dict.fromkeys(map(tuple, [*written, *drawn]))]
 
 
 def chats(added: Sequence[str]) -> list[list[dict[str, str]]]:
@@ -129,6 +151,11 @@ def chats(added: Sequence[str]) -> list[list[dict[str, str]]]:
     found += [[_said("system", content), _said("user", "hi")] for content in contents]
     exchange = [_said("user", "one"), _said("assistant", "two"), _said("user", "three")]
     return [*found, exchange, [_said("system", "be brief"), *exchange], [*exchange, _said("assistant", "four")]]
+
+
+def has_control(text: str) -> bool:
+    """Whether a text has control characters other than tabs and ends of lines."""
+    return any(unicodedata.category(character) == "Cc" for character in text if character not in "\t\n\r")
 
 
 def _said(role: str, content: str) -> dict[str, str]:

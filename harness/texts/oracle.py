@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.errors import Unsupported
 from harness.texts.promise import RoundTrip, read_round_trip
+from harness.texts.single_bytes import byte_tokens, sentencepiece_reading
 from harness.texts.template import ChatTemplate
 
 
@@ -32,9 +33,13 @@ class Oracle:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.round_trip: RoundTrip = read_round_trip(path)
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        self.added_tokens: tuple[str, ...] = tuple(token.content for token in added)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.added_tokens: tuple[str, ...] = tuple(token.content for token in added.values())
         """The texts that stand for one token each, such as `<|end|>`."""
+        self._special = {index for index, token in added.items() if token.special}
+        self.bytes: dict[int, int] = byte_tokens(self._tokenizer)
+        """The tokens that stand for one byte each, by byte."""
+        self._falls_back = self._tokenizer.token_to_id("<0x00>") is not None
         self.vocabulary: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._checkpoint = checkpoint
         self._template: ChatTemplate | None = None
@@ -46,6 +51,21 @@ class Oracle:
     def decode(self, tokens: list[int], *, special: bool) -> str:
         """The text of tokens; with `special`, special tokens are shown, otherwise left out."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=not special))
+
+    def readings(self, tokens: list[int], *, special: bool) -> tuple[str, ...]:
+        """The texts that tokens may be decoded to, `decode`'s first, where bytes among them may be no text.
+
+        Of a vocabulary with byte fallback that is SentencePiece's own reading as well.
+        """
+        first = self.decode(tokens, special=special)
+        if not self._falls_back or "\ufffd" not in first:
+            return (first,)
+        left_out = set() if special else self._special
+
+        def piece(token: int) -> str:
+            return "" if token in left_out else str(self._tokenizer.id_to_token(token) or "")
+
+        return first, sentencepiece_reading(tokens, {token: byte for byte, token in self.bytes.items()}, piece)
 
     def render(self, chat: list[dict[str, str]], *, answer: bool) -> str | None:
         """A chat under the checkpoint's template, None where that refuses it. Raises Unsupported without one."""

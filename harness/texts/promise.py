@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 
-# SentencePiece's sign for a space. A text that has it gets it back as a space.
-_SPACE = "\u2581"
+from harness.texts.single_bytes import SPACE
 
 
 class RoundTrip(msgspec.Struct, frozen=True):
@@ -42,7 +41,7 @@ def read_round_trip(path: Path) -> RoundTrip:
         if _byte_level(found):
             return RoundTrip(True, lost=swallowing)
         if _sentence_piece(found):
-            return RoundTrip(True, lost=(_SPACE, *(str(token["content"]) for token in added)))
+            return RoundTrip(True, lost=(SPACE, *(str(token["content"]) for token in added)))
         normaliser = (found.get("normalizer") or {}).get("type", "no normaliser")
         return RoundTrip(False, f"tokenizer.json has {normaliser} and is of no kind known to keep texts")
     except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
@@ -80,8 +79,8 @@ def _sentence_piece(found: dict[str, Any]) -> bool:
         and bool(model.get("byte_fallback"))
         and not found.get("pre_tokenizer")
         and kinds == ["Prepend", "Replace"]
-        and normaliser[0].get("prepend") == _SPACE
-        and (normaliser[1].get("pattern"), normaliser[1].get("content")) == ({"String": " "}, _SPACE)
+        and normaliser[0].get("prepend") == SPACE
+        and (normaliser[1].get("pattern"), normaliser[1].get("content")) == ({"String": " "}, SPACE)
         and decoder == ["Replace", "ByteFallback", "Fuse", "Strip"]
     )
 

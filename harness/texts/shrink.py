@@ -1,4 +1,4 @@
-"""Making an input that fails small, by leaving out parts of it."""
+"""Making inputs that fail small, by leaving out parts of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,31 @@ S = TypeVar("S", str, list[int])
 _MOST_ROUNDS = 120
 # Candidates of one call.
 _MOST_CANDIDATES = 128
+
+
+def causes(wrong: Sequence[S], fails: Callable[[Sequence[S]], Sequence[bool]], most: int) -> tuple[list[S], list[S]]:
+    """The smallest failing parts of inputs that fail, at most so many; and what these do not explain.
+
+    Once a part is found it is taken out of all inputs, and those that no longer fail are explained by it.
+    """
+    small: list[S] = []
+    left = sorted(wrong, key=len)
+    while left and len(small) < most:
+        part = shrink(left[0], fails)
+        small.append(part)
+        without = [_without(given, part) for given in left]
+        left = [given for given, bad in zip(without, fails(without), strict=True) if bad]
+    return small, left
+
+
+def _without(given: S, part: S) -> S:
+    """An input with every occurrence of a part taken out, each after the one before it."""
+    kept, start, size = given[:0], 0, len(part)
+    while start < len(given):
+        found = size > 0 and given[start : start + size] == part
+        kept += given[:0] if found else given[start : start + 1]
+        start += size if found else 1
+    return kept
 
 
 def shrink(failing: S, fails: Callable[[Sequence[S]], Sequence[bool]]) -> S:

@@ -16,10 +16,11 @@ from harness.sessions import TargetSession
 from harness.texts import corpus
 from harness.texts.agreement import (
     Disagreement,
+    Due,
     Reply,
+    first_problem,
     gives_early,
     judge_agreement,
-    loose_text_problem,
     of_tokens,
     rendering_problem,
     stream_problem,
@@ -27,14 +28,14 @@ from harness.texts.agreement import (
     tokens_problem,
 )
 from harness.texts.oracle import Oracle, oracle_of
-from harness.texts.shrink import shrink
+from harness.texts.shrink import causes
 
 S = TypeVar("S", str, list[int])
 
 ANY_TOKENS = "any-tokens"
 """Beside the kinds of text: tokens as a model may choose them, which need not be those of a text."""
-# Wrong answers that are made small, each with a few calls to the worker.
-_SHRUNK = 6
+# Wrong answers that are made small, each with a dozen calls to the worker.
+_CAUSES = 16
 # Characters of a text that is streamed: what streams hold back they decode again at each token.
 _STREAMED = 100
 # What half a surrogate pair may be replaced by: U+FFFD once, for each of its three bytes, or a question mark.
@@ -60,13 +61,12 @@ def encoding(session: TargetSession, kind: str) -> Verdict:
 def decoding(session: TargetSession, kind: str) -> Verdict:
     """Tokens become the text that is due, special tokens shown and left out."""
     oracle = _oracle(session)
-    problem = loose_text_problem if kind == ANY_TOKENS else text_problem
 
     def problems(tokens: Sequence[list[int]]) -> list[str]:
         return _with_flag(
             tokens,
             lambda special: _ask(session, "decode_tokens", tokens=tokens, special=special),
-            lambda one, special, reply: problem(oracle.decode(one, special=special), reply),
+            lambda one, special, reply: first_problem(text_problem, _due(oracle, kind, one, special=special), reply),
             (", special tokens left out", ", special tokens shown"),
         )
 
@@ -83,7 +83,7 @@ def streaming(session: TargetSession, kind: str) -> Verdict:
         replies = _ask(session, "stream_tokens", tokens=tokens)
         early = early or gives_early(replies)
         return [
-            stream_problem(oracle.decode(one, special=False), reply, loose=kind == ANY_TOKENS)
+            first_problem(stream_problem, _due(oracle, kind, one, special=False), reply)
             for one, reply in zip(tokens, replies, strict=True)
         ]
 
@@ -150,18 +150,28 @@ def _replaced(oracle: Oracle, text: str) -> list[list[int]]:
     return [oracle.encode(text.translate(table), special=False) for table in tables]
 
 
+def _due(oracle: Oracle, kind: str, tokens: list[int], *, special: bool) -> Due:
+    """What tokens are due to be decoded to; where they are any, in every reading of bytes that are no text."""
+    if kind == ANY_TOKENS:
+        return Due(oracle.readings(tokens, special=special), loose=True)
+    return Due((oracle.decode(tokens, special=special),))
+
+
 def _oracle(session: TargetSession) -> Oracle:
     return oracle_of(session.run.settings.checkpoint.path)
 
 
 def _texts(session: TargetSession, oracle: Oracle, kind: str) -> list[str]:
-    """The texts of a kind; those of the prompt suites with their chats as the checkpoint's template renders them."""
+    """The texts of a kind; those of the prompt suites with their chats as the checkpoint's template renders them.
+
+    A prompt with control characters is left to the kind of these, so that what fails by them fails there only.
+    """
     if kind != corpus.PROMPTS:
         return list(corpus.texts(kind, oracle.added_tokens))
     prompts = [prompt for suite in session.run.settings.suites for prompt in suite.prompts]
     rendered = [oracle.render(_chat(prompt.messages), answer=True) for prompt in prompts if prompt.messages]
     written = [part for prompt in prompts for part in (prompt.text, prompt.continuation)]
-    return list(dict.fromkeys(filter(None, [*rendered, *written])))
+    return list(dict.fromkeys(text for text in [*rendered, *written] if text and not corpus.has_control(text)))
 
 
 def _chat(messages: Sequence[Message]) -> list[dict[str, str]]:
@@ -209,7 +219,7 @@ def _judge_tokens(
     Of a text's tokens, a part may be no text. So it is texts that are made small, not their tokens.
     """
     if kind == ANY_TOKENS:
-        return _judge([list(tokens) for tokens in corpus.token_lists(oracle.vocabulary)], problems, "token lists")
+        return _judge(corpus.token_lists(oracle.vocabulary, oracle.bytes), problems, "token lists")
 
     def problems_of(texts: Sequence[str]) -> list[str]:
         tokens = [oracle.encode(text, special=False) for text in texts]
@@ -219,12 +229,12 @@ def _judge_tokens(
 
 
 def _judge(inputs: list[S], problems: Callable[[Sequence[S]], list[str]], unit: str) -> Verdict:
-    """The verdict on all inputs, with the smallest ones that go wrong, each once."""
-    wrong = [given for given, problem in zip(inputs, problems(inputs), strict=True) if problem]
-    small: list[S] = []
-    for given in sorted(wrong, key=len)[:_SHRUNK]:
-        smallest = shrink(given, lambda some: [bool(problem) for problem in problems(some)])
-        if smallest not in small:
-            small.append(smallest)
+    """The verdict on all inputs, with the smallest ones that go wrong."""
+
+    def fails(some: Sequence[S]) -> list[bool]:
+        return [bool(problem) for problem in problems(some)]
+
+    wrong = [given for given, bad in zip(inputs, fails(inputs), strict=True) if bad]
+    small, rest = causes(wrong, fails, _CAUSES)
     found = [Disagreement(given, problem) for given, problem in zip(small, problems(small), strict=True)]
-    return judge_agreement(len(inputs), len(wrong), found, unit)
+    return judge_agreement(len(inputs), len(wrong), found, unit, unexplained=len(rest))
