@@ -27,6 +27,7 @@ from harness.cache import cache_root
 from harness.compare import Rows
 from harness.errors import Stage, StageError
 from harness.localise import Examined
+from harness.overflow import HardPrompt, Peak, Peaks
 from harness.products import Products
 from harness.suspects import Lineup
 from harness.worker import Worker
@@ -106,6 +107,20 @@ class ArtifactReferences:
         products: Products | None = None,
     ) -> Inference:
         """Which of the permitted ways of computing is nearest to what the device gave for the probes.
+    def hard_prompts(self, special: Sequence[int], ordinary: Sequence[int], length: int) -> list[HardPrompt]:
+        """Prompts that drive activations high, then the ordinary one; see `harness.reference.activations.search`."""
+        asked = {"special": list(special), "ordinary": list(ordinary), "length": length}
+
+        def compute() -> dict[str, NDArray[Any]]:
+            return {"json": np.frombuffer(msgspec.json.encode(self._ask("hard_prompts", asked)), dtype=np.uint8)}
+
+        found = self._remember("hard_prompts", asked, compute)["json"]
+        return msgspec.json.decode(found.tobytes(), type=list[HardPrompt])
+
+    def peaks(self, tokens: Sequence[int]) -> Peaks:
+        """The greatest magnitudes at every place on a prompt; see `harness.reference.activations.peaks_of`."""
+        return msgspec.convert(self._ask("peaks", {"tokens": list(tokens)}), dict[str, Peak])
+
 
         What single products rule out is not considered. Where nothing tells int8 activations from none, in half
         precision without products, they are taken to be in effect: the runtime permits itself as much.

@@ -38,6 +38,7 @@ from harness.backend import (
 from harness.checkpoint import open_checkpoint
 from harness.device_lock import DeviceLock
 from harness.errors import ArtifactError, HarnessError, Unsupported
+from harness.hard_prompts import HardPrompts
 from harness.operators.bench import Operators
 from harness.orphans import PARENT, die_with, lead_group
 from harness.outpost import Outpost
@@ -191,7 +192,8 @@ class Host:
         self._witness: Witness | None = None
         # What neither backend nor session is needed for, and what is about a session only, is kept elsewhere.
         single = Operators(self._opened, lambda: self._witness)
-        self._others = (Outpost(), Steps(self._loaded, self._watched), Tokenization(self._loaded), single)
+        hard = HardPrompts(lambda: self._reference)
+        self._others = (Outpost(), Steps(self._loaded, self._watched), Tokenization(self._loaded), single, hard)
         self._lock: DeviceLock | None = None
         self._reference: Any = None
 

@@ -62,10 +62,11 @@ class Phi3:
         arithmetic: Arithmetic,
         variant: Variant = PLAIN,
         tap: Tap | None = None,
+        kernels: Kernels | None = None,
     ) -> list[Tensor]:
-        """Logits `[n_i, V]` FP32 of every sequence."""
+        """Logits `[n_i, V]` FP32 of every sequence; `kernels` in place of those of an arithmetic and a variant."""
         with torch.inference_mode():
-            return self._logits(sequences, Kernels(arithmetic, variant), tap or (lambda *_: None))
+            return self._logits(sequences, kernels or Kernels(arithmetic, variant), tap or (lambda *_: None))
 
     def _logits(self, sequences: Sequence[TokenSequence], kernels: Kernels, tap: Tap) -> list[Tensor]:
         embedding = self.weights[EMBEDDING].values
