@@ -1,4 +1,4 @@
-"""The commands `phi3-conformance record show | schema`."""
+"""The commands `phi3-conformance record show | times | schema`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rich.console import Console
 from harness.errors import RecordError
 from harness.record import RunRecord, read_record
 from harness.record_schema import schema_text
-from harness.report.terminal import summarise
+from harness.report.terminal import render, summarise
+from harness.report.times import suite_times, times_table
 
 
 @click.group()
@@ -47,6 +48,16 @@ def _head(found: RunRecord) -> list[str]:
     if found.environment:
         lines.append(f"set         {', '.join(f'{name}={value}' for name, value in found.environment.items())}")
     return [*lines, ""]
+
+
+@record.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def times(file: Path) -> None:
+    """Print where the time of the run record FILE went, by suite."""
+    found = suite_times(read_record(file))
+    if not found:
+        raise RecordError(f"in {file} nothing was run", "name the record of a run that judged something")
+    click.echo(render(times_table(found), Console().width, sys.stdout.encoding or "utf-8"))
 
 
 @record.command()

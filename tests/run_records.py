@@ -49,8 +49,7 @@ def case(name: str = "test_logits[hello]", outcome: str = "PASS", **fields: Any)
         stage=stage.rstrip(")") or None,
         numbers=numbers,
         limits=LIMITS,
-        seconds=1.0,
-        **given,
+        **{"seconds": 1.0, **given},
     )
 
 

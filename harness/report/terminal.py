@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.record import CaseRecord, RunRecord, SessionRecord
+from harness.report.times import in_a_line, suite_times
 from harness.untrusted import printable
 
 _ORDER = ("PASS", "FAIL", "ERROR", "UNATTESTED", "NOT_RUN", "WAIVED", "UNSUPPORTED")
@@ -32,6 +33,7 @@ def summarise(record: RunRecord, width: int, encoding: str) -> str:
         parts.append(render(_table(judged, {s.target: s for s in record.sessions}), width, encoding))
         parts.append(_footnotes(record.sessions))
         parts.append(_left_out(record.cases))
+        parts.append(in_a_line(suite_times(record)))
     if any(case.waiver for case in record.cases):
         parts.append(_waivers(record.cases))
     if skipped:
