@@ -10,9 +10,11 @@ from harness.arithmetic import Arithmetic, CachePrecision, Weights
 from harness.backend import Capabilities, DeviceReport, Recipe, Session, SessionInfo, check_options, versions_of
 from harness.backends.causal_lm import CausalLMSession
 from harness.backends.hf_tokenizer import HfTokenizer
+from harness.backends.npu_library_operators import NpuLibraryBench
 from harness.backends.npu_library_weights import KeptWeights, keep
 from harness.backends.torch_states import watched
 from harness.errors import UsageError
+from harness.operators.bench import Bench
 from harness.states import States, gather
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 from harness.weights import ArtifactWeights
@@ -38,6 +40,8 @@ class NpuLibraryBackend:
     distributions = (_DISTRIBUTION,)
     install = "python -m tox -e npu-library (Python 3.10 to 3.12; an interpreter of its own, found by itself)"
     devices: Mapping[str, DeviceKind] = _KINDS
+    one_model_a_process = True
+    """The library aborts when a second model is made."""
 
     def __init__(self) -> None:
         self._loaded = False
@@ -95,6 +99,10 @@ class NpuLibraryBackend:
             trust_remote_code=trust_remote_code,
         )
         return NpuLibrarySession(model, _info(model, options), artifact, trust_remote_code)
+
+    def operators(self, target: Target) -> Bench:
+        """See `harness.operators.bench.RunsOperators`. Networks of one operator do not take the process down."""
+        return NpuLibraryBench(target, _arithmetic())
 
 
 class NpuLibrarySession(CausalLMSession):

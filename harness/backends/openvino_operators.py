@@ -45,7 +45,7 @@ class OpenVinoBench:
         # AVX512_BF16 and AMX take subnormal numbers for zero (Intel SDM, VDPBF16PS); so do GPUs and NPUs where faster.
         flushes = computes is not Precision.FP32
         numerics = Numerics(computes, Precision.FP32, flushes, permitted or (Arithmetic(computes),))
-        self.offer = Offer(numerics, _weights(target), _lacks(target))
+        self.offer = Offer(numerics, _weights(target), _lacks(target), static=self._static)
 
     def run(self, case: Case, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.floating]:
         """See `harness.operators.bench.Bench`."""

@@ -30,10 +30,12 @@ from harness.backend import (
 from harness.backends import ort_batch, ort_states
 from harness.backends.ort_artifact import check_export, providers, read_config
 from harness.backends.ort_graph import Graph, whole
+from harness.backends.ort_operators import OrtBench
 from harness.backends.ort_profile import evidence_of, read_profile
 from harness.backends.ort_tokenizer import OrtTokenizer
 from harness.backends.ort_weights import OrtWeights
 from harness.errors import ArtifactError, Unsupported
+from harness.operators.bench import Bench
 from harness.states import States, gather
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
 from harness.weights import ArtifactWeights
@@ -132,6 +134,12 @@ class OrtGenAIBackend:
         session = OrtGenAISession(og, og.Model(configure()), settings, {**device}, placed, options, permitted)
         session.load_marked = lambda out: (ort_states.copy_marked(artifact, out), og.Model(configure(out)))
         return session
+
+    def operators(self, target: Target) -> Bench:
+        """See `harness.operators.bench.RunsOperators`."""
+        # GenAI counts adapters by their LUID, ONNX Runtime by DXGI's own number; it is unproven that these agree.
+        options = {} if target.index is None else {"device_id": str(target.index)}
+        return OrtBench(target, options)
 
     def choose_provider(
         self, config: Any, target: Target, settings: Mapping[str, Any], options: Mapping[str, str]

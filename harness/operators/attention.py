@@ -109,7 +109,7 @@ def _off_scores(
     swapped = key.transpose(0, 2, 1)
     rounded = numerics.form.unit
     # The scale may be taken to the query, which rounds it; a key read out of a cache in 8 bits is rounded again.
-    once = 2.0 * rounded
+    once = 2.0 * rounded + numerics.coarsened
     worst = np.abs(query) @ np.abs(swapped) * scale * (once + growth(size, numerics.inner))
     square = query**2 @ swapped**2 * scale**2 * (once**2 + size * numerics.unit**2)
     moved = key_off.transpose(0, 2, 1)

@@ -29,12 +29,13 @@ class Offer(msgspec.Struct, frozen=True):
 
     `weights`: for each operator that has a weight, the sizes that say how it is stored (`bits`, and where it is
     quantised `group`, `zero` and `root`): see `harness.operators.products`. `lacks`: by the name of an operator, why it
-    cannot be run. `versions`: of what computes.
+    cannot be run. `static`: a graph is compiled for each number of rows, so cases of one shape have one.
     """
 
     numerics: Numerics
     weights: Mapping[str, Mapping[str, int]]
     lacks: Mapping[str, str] = {}
+    static: bool = False
 
 
 class Bench(Protocol):

@@ -34,7 +34,8 @@ class Judged(msgspec.Struct, frozen=True):
 
     `over`: the error of the worst element over what is allowed there. `units`: its error in units in the last place of
     the precision computed in. `mean`: the root mean square of all errors over what is allowed of it; 0 where errors are
-    not independent and nothing is. `how`: the arithmetic whose result lies nearest.
+    not independent and nothing is. `share`: the largest error that is not allowed over the largest value of its row.
+    `how`: the arithmetic whose result lies nearest.
     """
 
     case: Case
@@ -42,6 +43,7 @@ class Judged(msgspec.Struct, frozen=True):
     over: float
     units: float
     mean: float
+    share: float
     how: str
     message: str = ""
 
@@ -61,7 +63,7 @@ def judge_case(case: Case, output: NDArray[np.floating], numerics: Numerics) -> 
         estimate = operator.truth(case, inputs, numerics, arithmetic)
         if device.shape != estimate.value.shape:
             message = f"a result of shape {list(device.shape)} where {list(estimate.value.shape)} is due"
-            return Judged(case, 0, math.inf, math.inf, math.inf, "", message)
+            return Judged(case, 0, math.inf, math.inf, math.inf, math.inf, "", message)
         found.append(_weigh(case, device, estimate, numerics, str(arithmetic)))
     return min(found, key=lambda judged: max(judged.over, judged.mean))
 
@@ -92,16 +94,23 @@ def _weigh(case: Case, device: Array, estimate: Estimate, numerics: Numerics, ho
     elif mean > 1.0:
         together = f"all elements together are off by {mean:.3g} x what independent roundings allow"
         message = f"{together}; the worst, {where}, is {what}: off by {far}"
-    return Judged(case, device.size, worst, units, mean, how, message)
+    share = _share(error, estimate, over if worst > 1.0 else np.full_like(over, np.inf)) if message else 0.0
+    return Judged(case, device.size, worst, units, mean, share, how, message)
 
 
 def _errors(device: Array, estimate: Estimate, numerics: Numerics) -> Array:
     """The magnitude of errors; 0 where the device overflows and may, infinite where it gives no number."""
     with np.errstate(invalid="ignore"):
         error = np.abs(device - estimate.value)
-    beyond = np.abs(estimate.value) + _TIMES * estimate.deviation > numerics.form.greatest
+    beyond = np.abs(estimate.value) + _TIMES * estimate.deviation > numerics.greatest
     overflows = np.isinf(device) & beyond & (np.sign(device) == np.sign(estimate.value))
     return np.where(overflows, 0.0, np.where(np.isfinite(device), error, np.inf))
+
+
+def _share(error: Array, estimate: Estimate, over: Array) -> float:
+    """The largest of the errors that are not allowed, over the largest value of its row."""
+    size = np.abs(estimate.value).reshape(error.shape[0], -1).max(axis=1).reshape(-1, *[1] * (error.ndim - 1))
+    return float(np.where(over > 1.0, _ratio(error, size), 0.0).max())
 
 
 def _ratio(error: Array, allowed: Array) -> Array:
@@ -129,10 +138,11 @@ def conclude(judged: Sequence[Judged], left_out: int, target: str) -> Verdict:
         **({"left_out": float(left_out)} if left_out else {}),
     }
     lines = []
+    if wrong:
+        share = max(one.share for one in wrong)
+        lines.append(f"{len(wrong)} of {len(judged)} cases fail, by at most {share:.2g} of the largest value of a row")
     for one in wrong[:_SPELT]:
         lines += [f"{one.case}: {one.message}"]
         lines += [f"  computed as with {one.how}"] if one.how else []
         lines += [f"  replay: phi3-conformance operator {target} '{one.case}'"]
-    if len(wrong) > _SPELT:
-        lines.append(f"{len(wrong)} of {len(judged)} cases fail")
     return Verdict(Outcome.FAIL if wrong else Outcome.PASS, numbers, {"worst": 1.0, "mean": 1.0}, "\n".join(lines))

@@ -28,14 +28,33 @@ class Numerics(msgspec.Struct, frozen=True):
     inner: Precision = Precision.FP32
     flushes: bool = False
     permitted: tuple[Arithmetic, ...] = (Arithmetic(),)
+    stored: Precision | None = None
+    """What tensors between operators are kept in, where that is another precision: inputs and results are rounded
+    twice."""
+
+    @property
+    def grid(self) -> Precision:
+        """The precision that inputs are given in, and so drawn in."""
+        return self.stored or self.precision
+
+    @property
+    def coarsened(self) -> float:
+        """What an input is rounded by before it is computed with, relative: 0 where it is on the grid already."""
+        return 0.0 if self.stored is None else self.form.unit
+
+    @property
+    def greatest(self) -> float:
+        """The largest result that is not infinite."""
+        return min(self.form.greatest, FORMATS[self.grid].greatest)
 
     def rounded(self, found: Estimate) -> Estimate:
         """The result of an operator, rounded to what is computed in."""
-        return found.rounded(self.form, flushes=self.flushes)
+        found = found.rounded(self.form, flushes=self.flushes)
+        return found if self.stored is None else found.rounded(FORMATS[self.stored])
 
     def entered(self, values: NDArray[np.floating]) -> Estimate:
-        """Inputs, which are known exactly, but for subnormal ones where these are taken for zero."""
-        found = exact(values)
+        """Inputs, which are known exactly, but for being rounded first, or taken for zero where they are subnormal."""
+        found = exact(values).relative(self.coarsened)
         lost = np.abs(found.value) < self.form.least_normal
         return found.off(np.where(lost, np.abs(found.value), 0.0)) if self.flushes else found
 

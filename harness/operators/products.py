@@ -92,25 +92,26 @@ def truth(case: Case, inputs: Mapping[str, NDArray[Any]], numerics: Numerics, ar
     x, edges = inputs["x"].astype(np.float64), None
     if arithmetic.block and "codes" in inputs:
         x, edges = int8_blocks(x, arithmetic.block, numerics.unit)
-    parts = list(_parts(case, inputs, numerics, x, edges))
+    parts = list(_parts(case, inputs, numerics, x, edges, arithmetic.block))
     columns = np.arange(case["n"]) % min(case["n"], _PERIOD)
     value, worst, square = (np.concatenate(part, axis=1)[:, columns] for part in zip(*parts, strict=True))
     return numerics.rounded(Estimate(value, worst, square))
 
 
 def _parts(
-    case: Case, inputs: Mapping[str, NDArray[Any]], numerics: Numerics, x: Array, edges: Array | None
+    case: Case, inputs: Mapping[str, NDArray[Any]], numerics: Numerics, x: Array, edges: Array | None, block: int
 ) -> Iterator[tuple[Array, Array, Array]]:
     """Result and bounds for some rows of the weight at a time."""
     width = case["k"]
     # A weight is rounded to half precision where that is computed in, unless it meets activations as the code that it
     # is; a code times its scale is rounded in any case.
     once = numerics.form.unit if numerics.precision is not Precision.FP32 and edges is None else 0.0
-    once += 0.0 if "w" in inputs else 4.0 * numerics.unit
+    once += (0.0 if "w" in inputs else 4.0 * numerics.unit) + numerics.coarsened
     lost = np.where(np.abs(x) < numerics.form.least_normal, np.abs(x), 0.0) if numerics.flushes else np.zeros_like(x)
     lost = lost if edges is None else lost + edges
     for at in range(0, min(case["n"], _PERIOD), _ROWS):
-        weight = stored_weight(case, inputs, slice(at, at + _ROWS))
+        rows = slice(at, at + _ROWS)
+        weight = stored_weight(case, inputs, rows)
         square = weight**2
         # The partial sums of independent terms of either sign are as large as the root of the sum of their squares.
         squares = (x**2 @ square.T) * (once**2 + width * numerics.unit**2) + lost**2 @ square.T
@@ -118,7 +119,31 @@ def _parts(
         if not case.values.independent:
             np.abs(weight, out=square)
             worst = (np.abs(x) @ square.T) * (once + growth(width, numerics.inner)) + lost @ square.T
+        if edges is not None:
+            worst_apart, squares_apart = _apart(case, inputs, rows, x, block, numerics)
+            worst, squares = worst + worst_apart, squares + squares_apart
         yield x @ weight.T, worst + width * numerics.least, squares + width * numerics.least**2
+
+
+def _apart(
+    case: Case, inputs: Mapping[str, NDArray[Any]], rows: slice, x: Array, block: int, numerics: Numerics
+) -> tuple[Array, Array]:
+    """What is lost where int8 products with codes and the activations' sum times the zero point are taken apart.
+
+    Whole numbers are exact, but either of the two is rounded, a few times, before one is taken off the other: ONNX
+    Runtime computes so (MLAS, "block sums"), and so do kernels whose instructions take unsigned codes.
+    """
+    width, group = x.shape[1], case["group"] or x.shape[1]
+    starts = np.arange(0, width, block)
+    sums = np.add.reduceat(x, starts, axis=1)
+    # The sum of a block is rounded too, as often as it has columns.
+    summed = block * numerics.unit**2 * np.add.reduceat(x**2, starts, axis=1)
+    magnitudes = np.add.reduceat(np.abs(x), starts, axis=1)
+    grid = np.abs(inputs["zeros"][rows].astype(np.float64) * inputs["scales"][rows])[:, starts // group]
+    several = 4.0 * numerics.unit
+    squares = (sums**2 * (several**2 + starts.size * numerics.unit**2) + summed) @ grid.T**2 * 2.0
+    worst = magnitudes @ grid.T * 2.0 * (several + growth(block + starts.size, numerics.inner))
+    return worst, squares
 
 
 def int8_blocks(x: Array, block: int, unit: float) -> tuple[Array, Array]:
@@ -135,8 +160,9 @@ def int8_blocks(x: Array, block: int, unit: float) -> tuple[Array, Array]:
     codes = np.rint(ratio)
     tie = np.abs(np.abs(ratio - codes) - 0.5) <= 4.0 * unit * np.abs(ratio)
     edges = np.where(tie, scale, 0.0)
-    # Nothing is left of a block whose scale is too small for a normal number, of which some have no inverse.
-    edges = np.where(scale < FORMATS[Precision.FP32].least_normal, np.abs(padded), edges)
+    # A block whose scale is too small for a normal number may become anything within it: some of these have no inverse.
+    small = scale < FORMATS[Precision.FP32].least_normal
+    edges = np.where(small, np.abs(padded) + 127.0 * scale + FORMATS[Precision.FP32].least_normal, edges)
 
     def flat(blocks: Array) -> Array:
         return np.asarray(np.broadcast_to(blocks, padded.shape).reshape(rows, -1)[:, :width])

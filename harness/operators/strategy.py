@@ -42,13 +42,14 @@ def series(operator: str, offer: Offer) -> SearchStrategy[tuple[Case, ...]]:
     sizes = _products(operator, offer) if family == "matmul" else _sizes(operator, offer)
     kinds = _KINDS.get(family, _FINITE)
     rows = _calls() if family == "attention" else st.sampled_from(_ROWS).map(lambda count: (count,))
-    grid = offer.numerics.precision
+    grid = offer.numerics.grid
 
     def make(shape: dict[str, int], seed: int, calls: tuple[tuple[int, ...], ...]) -> tuple[Case, ...]:
         pairs = zip(kinds, calls, strict=True)
         return tuple(Case(operator, grid, rows, shape, values, seed) for values, rows in pairs)
 
-    return st.builds(make, sizes, _SEEDS, st.tuples(*[rows] * len(kinds)))
+    once = rows.map(lambda calls: (calls,) * len(kinds))
+    return st.builds(make, sizes, _SEEDS, once if offer.static else st.tuples(*[rows] * len(kinds)))
 
 
 def _family(operator: str) -> str:
@@ -98,10 +99,14 @@ TRUE_SHAPES = {"qkv": (3072, 9216), "o": (3072, 3072), "gate-up": (3072, 16384),
 
 
 def true_shape(name: str, operator: str, offer: Offer) -> Case:
-    """A product of Phi-3-mini, fed one row, then two, then seventeen: each is another kernel's work."""
+    """A product of Phi-3-mini, fed one row, then two, then seventeen: each is another kernel's work.
+
+    Seventeen only where each of these is another graph to compile.
+    """
     width, n = TRUE_SHAPES[name]
     sizes = {"k": width, "n": n, **offer.weights[operator]}
-    return Case(operator, offer.numerics.precision, (1, 2, 17), sizes, Values.PLAIN, 20261125)
+    rows = (17,) if offer.static else (1, 2, 17)
+    return Case(operator, offer.numerics.grid, rows, sizes, Values.PLAIN, 20261125)
 
 
 def weights_of(precision: Precision) -> str:
