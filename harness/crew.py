@@ -42,6 +42,7 @@ class Crew:
         self._interpreters = interpreters
         self._limits = limits
         self._workers: list[Worker] = []
+        self._idle: dict[tuple[str, str | None], Worker] = {}
 
     def interpreter(self, target: Target) -> str | None:
         """The Python of a target's workers, None for the one running now or that of its host. Raises StageError."""
@@ -78,6 +79,18 @@ class Crew:
             worker.stop()
             raise
         return worker
+
+    def keep_idle(self, role: str, target: Target, worker: Worker) -> None:
+        """Keep a worker that has done its work for another of the same role and interpreter: see `take_idle`."""
+        kept = self._idle.pop((role, self.interpreter(target)), None)
+        self._idle[role, self.interpreter(target)] = worker
+        if kept is not None:
+            kept.stop()
+
+    def take_idle(self, role: str, target: Target) -> Worker | None:
+        """A worker that was kept, if it still runs; None where there is none."""
+        kept = self._idle.pop((role, self.interpreter(target)), None)
+        return kept if kept is not None and kept.running else None
 
     def close(self) -> None:
         """Stop every worker, those of sessions too if a run was cut short, and delete the scratch folder."""

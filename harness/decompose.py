@@ -62,13 +62,20 @@ class Inference(msgspec.Struct, frozen=True):
 
 
 class ArtifactReferences:
-    """The references of one artifact, computed by a worker that `hire` gives.
+    """The references of one artifact, computed by a worker that `hire` gives and `dismiss` takes back.
 
     Raises Undecomposed where the artifact's weights cannot be read, StageError(compare) when computing fails.
     """
 
-    def __init__(self, hire: Callable[[], Worker], opening: dict[str, Any], key: str) -> None:
+    def __init__(
+        self,
+        hire: Callable[[], Worker],
+        opening: dict[str, Any],
+        key: str,
+        dismiss: Callable[[Worker], None] = Worker.stop,
+    ) -> None:
         self._hire = hire
+        self._dismiss = dismiss
         self._opening = opening
         self._folder = cache_root() / "references" / key
         self._worker: Worker | None = None
@@ -100,13 +107,6 @@ class ArtifactReferences:
             asked.append([list(tokens), at_once(prefill), device, yardstick])
         return Lineup(**self._ask("lineup", {"prompts": asked, "arithmetic": arithmetic}))
 
-    def infer(
-        self,
-        permitted: Sequence[Arithmetic],
-        probes: Sequence[tuple[Sequence[int], int, Logits]],
-        products: Products | None = None,
-    ) -> Inference:
-        """Which of the permitted ways of computing is nearest to what the device gave for the probes.
     def hard_prompts(self, special: Sequence[int], ordinary: Sequence[int], length: int) -> list[HardPrompt]:
         """Prompts that drive activations high, then the ordinary one; see `harness.reference.activations.search`."""
         asked = {"special": list(special), "ordinary": list(ordinary), "length": length}
@@ -121,6 +121,13 @@ class ArtifactReferences:
         """The greatest magnitudes at every place on a prompt; see `harness.reference.activations.peaks_of`."""
         return msgspec.convert(self._ask("peaks", {"tokens": list(tokens)}), dict[str, Peak])
 
+    def infer(
+        self,
+        permitted: Sequence[Arithmetic],
+        probes: Sequence[tuple[Sequence[int], int, Logits]],
+        products: Products | None = None,
+    ) -> Inference:
+        """Which of the permitted ways of computing is nearest to what the device gave for the probes.
 
         What single products rule out is not considered. Where nothing tells int8 activations from none, in half
         precision without products, they are taken to be in effect: the runtime permits itself as much.
@@ -171,7 +178,8 @@ class ArtifactReferences:
             return
         try:
             self._worker = self._hire()
-            self._worker.start()
+            if not self._worker.running:
+                self._worker.start()
             missing = self._worker.call(Stage.LOAD, "open", backend="pytorch")["missing"]
             reason = f"its reference needs {', '.join(missing)}, in the environment of pytorch" if missing else ""
             reason = reason or self._worker.call(Stage.LOAD, "open_reference", **self._opening)
@@ -183,9 +191,9 @@ class ArtifactReferences:
             raise Undecomposed(reason)
 
     def close(self) -> None:
-        """Stop the worker."""
+        """Let the worker go."""
         if self._worker is not None:
-            self._worker.stop()
+            self._dismiss(self._worker)
             self._worker = None
 
     def _ask(self, operation: str, asked: dict[str, Any]) -> Any:

@@ -73,9 +73,10 @@ def open_references(
     opening = {"backend": target.backend, "artifact": str(folder), "config": checkpoint.config}
     parts = [artifact.sha256, str(target), *sorted(map(str, info.versions.items()))]
     found = ArtifactReferences(
-        lambda: run.crew.hire_for("artifact-reference", "pytorch"),
+        run.hire_reference,
         opening,
         reference_key(parts, run.settings.fingerprint.key, this_machine().processor),
+        run.dismiss_reference,
     )
     found.open()
     return found

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from harness.checkpoint import Checkpoint
+from harness.family import member_run
 from harness.judge import Judge
 from harness.run import PromptCase
 from harness.sessions import TargetSession
@@ -95,5 +96,33 @@ def judge(request: pytest.FixtureRequest, session: TargetSession, pytestconfig: 
     """Gives the verdicts of this case."""
     state: Any = pytestconfig.stash[STATE]
     made = Judge(session, state.policy(), state.checkpoint()[0])
+    request.node.stash[JUDGE] = made
+    return made
+
+
+@pytest.fixture(scope="module")
+def member(
+    request: pytest.FixtureRequest, session: TargetSession, pytestconfig: pytest.Config
+) -> Iterator[TargetSession]:
+    """A member of the Phi-3 family, loaded by the same recipe on the target's device; see `harness.family`.
+
+    Where only one session may use the device, the checkpoint's own lets go of it and is loaded again afterwards. The
+    scope is the module, so that a member is closed before the next module's tests begin.
+    """
+    run = member_run(pytestconfig.stash[STATE].run(), session.target, request.param)
+    session.rest()
+    opened = TargetSession(run, session.target)
+    try:
+        opened.start()
+        yield opened
+    finally:
+        opened.close()
+        run.close()
+
+
+@pytest.fixture
+def member_judge(request: pytest.FixtureRequest, member: TargetSession, pytestconfig: pytest.Config) -> Judge:
+    """Gives the verdicts of a case on a member of the family."""
+    made = Judge(member, pytestconfig.stash[STATE].policy(), member.run.settings.checkpoint)
     request.node.stash[JUDGE] = made
     return made

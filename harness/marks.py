@@ -1,4 +1,7 @@
-"""The mark `@pytest.mark.stage_timeout(run=60)`: other timeouts for a test, a class or a module."""
+"""Marks of tests: other timeouts, and which cases are slow.
+
+`@pytest.mark.stage_timeout(run=60)`, on a test, a class or a module, and `@pytest.mark.slow_but(member="phi-4-mini")`.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,21 @@ from harness.state import STATE
 
 MEANING = "stage_timeout(discover=S, prepare=S, load=S, run=S): seconds that a stage may take in this test"
 
+SLOW_BUT = "slow_but(argument=value): slow, but for the cases with this value of an argument; of several, with all"
+
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the mark."""
+    """Register the marks."""
     config.addinivalue_line("markers", MEANING)
+    config.addinivalue_line("markers", SLOW_BUT)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark as slow what `slow_but` does not except, before `-m` selects."""
+    given = getattr(getattr(item, "callspec", None), "params", {})
+    for mark in item.iter_markers("slow_but"):
+        if any(str(given.get(name)) != value for name, value in mark.kwargs.items()):
+            item.add_marker("slow")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:

@@ -20,11 +20,12 @@ from harness.longrope import crossed, generation, switch_of
 from harness.policy import Policy
 from harness.prompts import PromptSuite
 from harness.recording import check_memory, start_reference
-from harness.target import DeviceKind, Target, Unavailable
+from harness.target import DeviceKind, Precision, Target, Unavailable
 from harness.watch import Limits
 from harness.worker import Worker
 
 DEVICE_WAIT = 1800.0
+_REFERENCE = "artifact-reference"
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -184,6 +185,42 @@ class Run:
             worker.stop()
             return _no_reference(error)
         return worker
+
+    def take_worker(self, target: Target) -> Worker:
+        """A started worker that has opened the target's backend, to load a session in. Raises StageError.
+
+        A run beside another uses one process for all sessions of a backend where nothing speaks against it: starting
+        one takes longer than loading what is small.
+        """
+        kept = self.crew.take_idle(target.backend, target) if self._in_turn(target) else None
+        if kept is None:
+            return self.crew.take(target)
+        kept.label = str(target)
+        return kept
+
+    def dismiss(self, target: Target, worker: Worker) -> None:
+        """Stop a session's worker, or keep it for the next of the same backend: see `take_worker`."""
+        if worker.running and self._in_turn(target):
+            self.crew.keep_idle(target.backend, target, worker)
+        else:
+            worker.stop()
+
+    def _in_turn(self, target: Target) -> bool:
+        alone = getattr(self.backends[target.backend], "one_model_a_process", False)
+        return self._beside is not None and not alone and target.host is None and self.kind(target) is DeviceKind.CPU
+
+    def hire_reference(self) -> Worker:
+        """A worker for the references of an artifact, started or not; the same for all artifacts of a run beside."""
+        target = Target("pytorch", "cpu", Precision.FP32)
+        kept = self.crew.take_idle(_REFERENCE, target) if self._beside is not None else None
+        return kept or self.crew.hire_for(_REFERENCE, "pytorch")
+
+    def dismiss_reference(self, worker: Worker) -> None:
+        """Stop a worker that `hire_reference` gave, or keep it for the next artifact."""
+        if worker.running and self._beside is not None:
+            self.crew.keep_idle(_REFERENCE, Target("pytorch", "cpu", Precision.FP32), worker)
+        else:
+            worker.stop()
 
     def close(self) -> None:
         """Stop every worker and delete the scratch folder; those of a run beside another are the other's to stop."""

@@ -107,7 +107,7 @@ class TargetSession:
         self._evidence, self._computed = None, False
         self._repeats.forget()
         self._known = {key: value for key, value in self._known.items() if isinstance(value, StageError)}
-        self._worker = self.run.crew.take(self.target)
+        self._worker = self.run.take_worker(self.target)
         try:
             self._load(self._worker)
         except BaseException:
@@ -282,7 +282,7 @@ class TargetSession:
             self._references.close()
             self._references = None
         if self._worker is not None:
-            self._worker.stop()
+            self.run.dismiss(self.target, self._worker)
             self._worker = None
 
     def _open_references(self) -> ArtifactReferences:

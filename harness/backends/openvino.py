@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -151,7 +153,8 @@ class OpenVinoBackend:
     def export(self, checkpoint: Path, recipe: Recipe, out: Path, *, trust_remote_code: bool) -> list[str]:
         """Run optimum-cli in a process of its own."""
         command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
-        command += ["--model", str(checkpoint), "--task", "text-generation-with-past", *recipe.options, str(out)]
+        command += ["--model", str(checkpoint), "--task", "text-generation-with-past", *recipe.options]
+        command += [*_smaller_groups(checkpoint, recipe), str(out)]
         command += ["--trust-remote-code"] if trust_remote_code else []
         subprocess.run([command[0], "-m", "harness.exporter_main", *command[2:]], check=True, stdin=subprocess.DEVNULL)
         return ["optimum-cli", *command[3:]]
@@ -178,12 +181,20 @@ class OpenVinoBackend:
     def operators(self, target: Target) -> Bench:
         """See `harness.operators.bench.RunsOperators`."""
 
-        def read(compiled: Any) -> tuple[Precision | None, tuple[Arithmetic, ...]]:
+        def read(core: Any, compiled: Any) -> tuple[Precision | None, tuple[Arithmetic, ...]]:
             properties = _compiled_properties(compiled)
-            arithmetic = _ARITHMETIC.get(properties.get("INFERENCE_PRECISION_HINT", ""))
+            if target.base_device == npuw.REHEARSAL:
+                group = str(core.get_property("CPU", "DYNAMIC_QUANTIZATION_GROUP_SIZE"))
+                properties |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group, "KV_CACHE_PRECISION": "f32"}
+                arithmetic = npuw.arithmetic(core, target.base_device, properties, {})
+            else:
+                arithmetic = _ARITHMETIC.get(properties.get("INFERENCE_PRECISION_HINT", ""))
             return arithmetic, _permitted(properties, arithmetic)
 
-        return OpenVinoBench(target, *self.compile_for(target, {}), read)
+        device, config = self.compile_for(target, {})
+        if npuw.is_npuw(target.base_device):
+            config = npuw.alone(target.base_device)
+        return OpenVinoBench(target, device, config, read)
 
     def compile_for(self, target: Target, options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
         """The device and the properties that a target is compiled with: a device by name, never AUTO or HETERO."""
@@ -297,6 +308,15 @@ class OpenVinoSession(CausalLMSession):
         return Evidence(EvidenceLevel.BY_CONSTRUCTION, kinds, devices, "EXECUTION_DEVICES of the compiled model")
 
 
+def _smaller_groups(checkpoint: Path, recipe: Recipe) -> list[str]:
+    """What has NNCF take smaller groups where a recipe's does not divide a product's width; it refuses otherwise."""
+    group = dict(itertools.pairwise(recipe.options)).get("--group-size", "-1")
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    widths = (config["hidden_size"], config["intermediate_size"])
+    fits = int(group) < 1 or not any(width % int(group) for width in widths)
+    return [] if fits else ["--group-size-fallback", "adjust"]
+
+
 def _properties(model: Any) -> dict[str, str]:
     return _compiled_properties(
         model.request.get_compiled_model() if hasattr(model.request, "get_compiled_model") else model.request
@@ -330,6 +350,7 @@ def _info(model: Any, target: Target, options: Mapping[str, str]) -> SessionInfo
         arithmetic = npuw.arithmetic(openvino.Core(), target.base_device, properties, options)
         capabilities = npuw.capabilities(properties, options)
     is_npu = "NPUW_DEVICES" in properties
+    cpu = _DEVICES[target.base_device] is DeviceKind.CPU
     return SessionInfo(
         vocabulary=int(model.config.vocab_size),
         arithmetic=arithmetic,
@@ -337,7 +358,7 @@ def _info(model: Any, target: Target, options: Mapping[str, str]) -> SessionInfo
         versions=versions_of(
             ("openvino", "optimum-intel", "transformers", "torch", "openvino-tokenizers", "openvino-genai")
         ),
-        capabilities=capabilities,
+        capabilities=msgspec.structs.replace(capabilities, repeats_exactly=cpu),
         load_options=dict(options),
         permitted=npuw.permitted(arithmetic) if is_npu else _permitted(properties, arithmetic),
     )

@@ -42,6 +42,7 @@ LAYERS = (
     ("walk",),
     ("entries", "ledger"),
     ("judge", "state"),
+    ("family",),
     ("fixtures", "marks", "interruptions"),
     ("outcomes", "signoff"),
     ("cli_diff", "cli_record", "cli_report", "cli_waivers", "cli_signoff"),
