@@ -59,6 +59,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     `keeps_weights`: what was loaded is quantised while loading, and the session's `keep_weights(folder)` writes what
     it then holds, to be read by the backend's `dequantized_weights`.
     `compiles_lengths`: the runtime compiles for each new length of a prompt, which takes it longer than computing.
+    `repeats_exactly`: the same tokens fed in the same way give the same bits, by the runtime's documentation or as
+    measured; where it is false they have to agree to within rounding only.
     `recomputes_past`: of how many tokens a text must be longer for `generate` to compute it anew with LongRoPE's long
     factors: 0 for the checkpoint's own switch, None where generation leaves its cache alone (see `harness.longrope`).
     """
@@ -71,6 +73,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     own_end_tokens: tuple[int, ...] | None = None
     keeps_weights: bool = False
     compiles_lengths: bool = False
+    repeats_exactly: bool = False
     recomputes_past: int | None = None
 
     def recomputes(self, switch: int) -> bool:
@@ -189,6 +192,15 @@ class Backend(Protocol):
         Empty `options` are the runtime's defaults, on which verdicts stand; others are diagnostic.
         Raises UsageError for an option that the backend does not know.
         """
+        ...
+
+
+@runtime_checkable
+class HasSlowTargets(Protocol):
+    """A backend some of whose targets are so slow that `-m "not slow"` leaves them out."""
+
+    def is_slow(self, target: Target) -> bool:
+        """Whether a target is one of them."""
         ...
 
 

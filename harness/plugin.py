@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from harness import __version__, fixtures, marks
+from harness import __version__, fixtures, marks, parametrising
 from harness.devices import Machine
 from harness.discovery import RuntimeReport
 from harness.errors import HarnessError
@@ -30,7 +30,7 @@ from harness.record import write_record
 from harness.report.terminal import summarise
 from harness.run import DEVICE_WAIT
 from harness.state import STATE, State
-from harness.target import DeviceKind, Precision, Target
+from harness.target import DeviceKind, Precision
 
 PROBLEMS = pytest.StashKey[list[str]]()
 WRITTEN = pytest.StashKey[str]()
@@ -72,6 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[STATE] = state
     config.pluginmanager.register(fixtures, "phi3-conformance-fixtures")
     config.pluginmanager.register(marks, "phi3-conformance-marks")
+    config.pluginmanager.register(parametrising, "phi3-conformance-parametrising")
     config.pluginmanager.register(Terminator(), "phi3-conformance-terminator")
     names = {
         **{kind.value: f"cases on a device of kind {kind.value}" for kind in DeviceKind},
@@ -111,34 +112,6 @@ def pytest_report_header(config: pytest.Config) -> str:
     """Name the checkpoint in the header."""
     checkpoint = str(config.getoption("checkpoint")).removeprefix(f"{config.rootpath}/")
     return f"phi3-conformance: {__version__}, checkpoint {checkpoint}"
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise by target, with its markers, and by prompt or suite."""
-    if "target" not in metafunc.fixturenames or _has_its_own(metafunc, "target"):
-        return
-    state = metafunc.config.stash[STATE]
-    try:
-        targets, suites = state.targets(), state.suites()
-    except HarnessError as error:
-        raise pytest.UsageError(str(error)) from None
-    metafunc.parametrize("target", [_param(state, t) for t in targets], indirect=True, scope="session")
-    if "prompt" in metafunc.fixturenames:
-        found = [pytest.param((s.name, p.id), id=p.id) for s in suites for p in s.prompts]
-        metafunc.parametrize("prompt", found, indirect=True)
-    elif "suite" in metafunc.fixturenames:
-        metafunc.parametrize("suite", [pytest.param(s.name, id=s.name) for s in suites], indirect=True)
-
-
-def _has_its_own(metafunc: pytest.Metafunc, name: str) -> bool:
-    """Whether a test parametrises an argument itself, with a meaning of its own."""
-    names = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
-    return any(name in (n.replace(",", " ").split() if isinstance(n, str) else n) for n in names)
-
-
-def _param(state: State, target: Target) -> Any:
-    marks = [getattr(pytest.mark, n) for n in (state.kind(target).value, target.backend, target.precision.value)]
-    return pytest.param(target, id=str(target), marks=marks)
 
 
 @pytest.hookimpl(tryfirst=True)

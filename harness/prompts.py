@@ -49,6 +49,9 @@ class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     continuation: str | None = None
 
 
+QUICK = "quick.toml"
+
+
 class PromptSuite(msgspec.Struct, frozen=True):
     """The prompts of one file, in its order, with the file's SHA-256 (line ends normalised)."""
 
@@ -128,3 +131,21 @@ def _check_unique(path: Path, prompts: tuple[Prompt, ...]) -> None:
         if prompt.id in seen:
             raise PromptError(f"{path}: the id {prompt.id!r} occurs twice", "give every prompt an id of its own")
         seen.add(prompt.id)
+
+
+def quick_prompts(suite: PromptSuite) -> frozenset[str]:
+    """The ids of a suite's prompts that a quick run keeps, as quick.toml beside it says; all where it says nothing.
+
+    Raises PromptError where that file names a prompt that the suite does not have, or is none.
+    """
+    every = frozenset(prompt.id for prompt in suite.prompts)
+    path = suite.path.parent / QUICK
+    try:
+        named = msgspec.toml.decode(path.read_bytes(), type=dict[str, list[str]]) if path.is_file() else {}
+    except (OSError, msgspec.DecodeError) as error:
+        raise PromptError(f"{path} cannot be read: {error}", 'write lines such as: core = ["greeting"]') from None
+    chosen = frozenset(named.get(suite.name, every))
+    if not chosen <= every:
+        unknown = ", ".join(sorted(chosen - every))
+        raise PromptError(f"{path} names {unknown}, which {suite.path.name} does not have", f"mend {path.name}")
+    return chosen

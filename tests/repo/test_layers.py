@@ -43,7 +43,7 @@ LAYERS = (
     ("entries", "ledger"),
     ("judge", "state"),
     ("family",),
-    ("fixtures", "marks", "interruptions"),
+    ("fixtures", "marks", "parametrising", "interruptions"),
     ("outcomes", "signoff"),
     ("cli_diff", "cli_record", "cli_report", "cli_waivers", "cli_signoff"),
     ("plugin", "cli"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from harness.errors import PromptError
-from harness.prompts import read_suite
+from harness.prompts import quick_prompts, read_suite
 
 _GOOD: dict[str, Any] = {"id": "one", "about": "why", "new_tokens": 4, "text": "some text"}
 
@@ -171,3 +171,21 @@ def test_a_suite_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path.write_bytes(json.dumps(_GOOD).encode().replace(b"some", b"s\xf6me"))
     with pytest.raises(PromptError, match="cannot be read"):
         read_suite(path)
+
+
+def test_a_quick_run_keeps_the_prompts_that_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps({**_GOOD, "id": name}) + "\n" for name in ("one", "two")), encoding="utf-8")
+    suite = read_suite(path)
+    assert quick_prompts(suite) == {"one", "two"}
+    (tmp_path / "quick.toml").write_text('few = ["two"]\nother = ["x"]\n', encoding="utf-8")
+    assert quick_prompts(suite) == {"two"}
+
+
+@pytest.mark.parametrize("content", ['few = ["three"]', "few = 3", "few = ["])
+def test_a_bad_list_of_quick_prompts_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "few.jsonl"
+    path.write_text(json.dumps({**_GOOD, "id": "one"}) + "\n", encoding="utf-8")
+    (tmp_path / "quick.toml").write_text(content, encoding="utf-8")
+    with pytest.raises(PromptError, match=r"quick\.toml"):
+        quick_prompts(read_suite(path))
