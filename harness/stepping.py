@@ -108,14 +108,20 @@ class Oracle:
         self._references = session.references() if inference is not None else None
         self._inference = inference
 
-    def allowance(self) -> Allowance:
-        """How far a row of the session may lie from what it ought to be."""
+    def allowance(self, text: Sequence[int] = ()) -> Allowance:
+        """How far a row of the session may lie from what it ought to be.
+
+        With a text, fed at once: by not less than honest variants lie apart on this text.
+        """
         policy = self._session.run.settings.policy
         if self._inference is None:
             bound = policy.limits_of(self._session.compute_class).logits.relative_worst
             return Allowance(1.0, bound.limit, f"of the row's RMS: {bound.origin}", relative=True)
         bound = policy.implementation_of(self._inference.arithmetic.compute_class).worst
         unit = max(self._inference.pooled.get("prefill_worst", 0.0), self._inference.pooled.get("decode_worst", 0.0))
+        if text and self._references is not None:
+            variants = self._references.yardsticks(text, len(text), self._inference.arithmetic)
+            unit = max(unit, *(float(errors.max()) for errors in variants.values()))
         return Allowance(max(unit, _FLOOR), bound.limit, f"the yardstick; {bound.origin}")
 
     def rows(self, tokens: Sequence[int], prefill: int) -> Expected:

@@ -197,6 +197,7 @@ class OrtGenAISession:
             capabilities=Capabilities(
                 recomputes_past=_RECOMPUTED.get(str(model.device_type).lower()),
                 own_end_tokens=_end_tokens(settings),
+                repeats_exactly=str(model.device_type).lower() == "cpu",
             ),
         )
 

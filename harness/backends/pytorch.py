@@ -198,7 +198,8 @@ def _info(torch: Any, model: Any, options: Mapping[str, str]) -> SessionInfo:
         versions=versions_of(("torch", "transformers", "tokenizers")),
         load_options=dict(options),
         permitted=_PERMITTED.get(arithmetic.get(model.dtype, Precision.FP32), ()),
-        capabilities=Capabilities(recomputes_past=0),  # by `Phi3ForCausalLM.prepare_inputs_for_generation`
+        # Computed anew by `Phi3ForCausalLM.prepare_inputs_for_generation`. On accelerators some kernels add in any order.
+        capabilities=Capabilities(recomputes_past=0, repeats_exactly=model.device.type == "cpu"),
     )
 
 

@@ -92,7 +92,7 @@ class PlantedSession:
             arithmetic=Precision.INT4 if fault("claims-int4") else Precision.FP32,
             properties={"pid": str(os.getpid()), "parent": str(os.getppid())},
             versions={"phi3-planted": "1.0"},
-            capabilities=Capabilities(whole_prompt_logits=not fault("declares-last-token")),
+            capabilities=Capabilities(whole_prompt_logits=not fault("declares-last-token"), repeats_exactly=True),
         )
 
     def reset(self) -> None:
