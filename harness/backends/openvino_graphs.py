@@ -23,8 +23,8 @@ Inputs = Mapping[str, NDArray[Any]]
 _HIDDEN = -65504.0
 
 
-def graph(case: Case, inputs: Inputs, rows: int) -> Any:
-    """A model of the case's operator for calls of so many rows, -1 for any number.
+def graph(case: Case, inputs: Inputs, span: slice | None) -> Any:
+    """A model of the case's operator: for calls of any number of rows, or for one call, whose shapes are then static.
 
     Its inputs are those that `feeds` names, its output what the operator gives. A product by one follows, as products
     follow in a model: the CPU plugin computes what none follows in FP32, whatever it reports.
@@ -42,13 +42,17 @@ def graph(case: Case, inputs: Inputs, rows: int) -> Any:
         "longrope": _rotary,
         "attention": _attention,
     }[case.operator.split("-")[0]]
-    parameters, found, sinks = build(ops, case, inputs, rows)
+    rows = -1 if span is None else span.stop - span.start
+    if "query" in inputs and span is not None:
+        parameters, found, sinks = _attention_over(ops, case, span)
+    else:
+        parameters, found, sinks = build(ops, case, inputs, rows)
     if case.operator.split("-")[0] not in ("matmul", "embedding"):
         found = _product_by_one(ops, found)
     return openvino.Model([ops.result(found)], sinks, parameters, case.operator)
 
 
-def feeds(case: Case, inputs: Inputs, rows: slice) -> list[NDArray[Any]]:
+def feeds(case: Case, inputs: Inputs, rows: slice, *, stateless: bool) -> list[NDArray[Any]]:
     """What a call of `graph` is fed with, in the order of its parameters."""
     from harness.operators.attention import visible
 
@@ -57,8 +61,12 @@ def feeds(case: Case, inputs: Inputs, rows: slice) -> list[NDArray[Any]]:
     if "positions" in inputs:
         return [_by_head(inputs["x"][rows]), inputs["positions"][None, rows]]
     if "query" in inputs:
+        seen = visible(case, rows)[None, None]
+        if stateless:
+            kept = [_by_head(inputs[name][: rows.stop]) for name in ("key", "value")]
+            return [_by_head(inputs["query"][rows]), *kept, seen]
         parts = [_by_head(inputs[name][rows]) for name in ("query", "key", "value")]
-        return [*parts, visible(case, rows)[None, None], np.zeros(1, dtype=np.int32)]
+        return [*parts, seen, np.zeros(1, dtype=np.int32)]
     return [inputs["x"][None, rows]]
 
 
@@ -187,6 +195,20 @@ def _attention(ops: Any, case: Case, inputs: Inputs, rows: int) -> Any:  # noqa:
     scale = ops.constant(np.float32(size**-0.5))
     found = ops.scaled_dot_product_attention(query, *kept, mask, scale, False)
     return [query, key, value, seen, beams], found, sinks
+
+
+def _attention_over(ops: Any, case: Case, rows: slice) -> Any:
+    """Attention over keys and values that are given, as where a device takes no state."""
+    heads, kv, size = case["heads"], case["kv"], case["d"]
+    count, length = rows.stop - rows.start, rows.stop
+    query = ops.parameter([1, heads, count, size], np.float32)
+    key, value = (ops.parameter([1, kv, length, size], np.float32) for _ in range(2))
+    seen = ops.parameter([1, 1, count, length], bool)
+    mask = ops.select(seen, ops.constant(np.float32(0.0)), ops.constant(np.float32(_HIDDEN)))
+    kept = [_repeated(ops, x, heads // kv, heads, size) for x in (key, value)]
+    scale = ops.constant(np.float32(size**-0.5))
+    found = ops.scaled_dot_product_attention(query, *kept, mask, scale, False)
+    return [query, key, value, seen], found, []
 
 
 def _repeated(ops: Any, x: Any, times: int, heads: int, size: int) -> Any:

@@ -86,6 +86,17 @@ def config(base_device: str, options: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def alone(base_device: str) -> dict[str, str]:
+    """The properties to compile a graph of one operator with, which is no language model: on an NPU the plugin's own.
+
+    In the rehearsal NPUW takes it, with the part on the CPU.
+    """
+    if base_device != REHEARSAL:
+        return {"CACHE_DIR": ""}
+    found = {name: value for name, value in config(base_device, {}).items() if name != "NPUW_LLM"}
+    return {**found, "CACHE_DIR": ""}
+
+
 def capabilities(properties: Mapping[str, str], options: Mapping[str, str]) -> Capabilities:
     """What a compiled model can take, from the lengths read back; they are fixed when it is compiled."""
     prompt = properties.get("NPUW_LLM_MAX_PROMPT_LEN", "")

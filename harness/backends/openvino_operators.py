@@ -25,14 +25,17 @@ _INT4 = {"bits": 4, "group": 128, "zero": 0, "root": 0}
 
 
 class OpenVinoBench:
-    """Graphs compiled one by one. `permitted` says what properties read back allow: see `OpenVinoBackend`."""
+    """Graphs compiled one by one, on an NPU and by NPUW one for each number of rows.
+
+    `read` says, of a compiled graph, what it computes in and what that permits: see `OpenVinoBackend`.
+    """
 
     def __init__(
         self,
         target: Target,
         device: str,
         config: Mapping[str, str],
-        read: Callable[[Any], tuple[Precision | None, tuple[Arithmetic, ...]]],
+        read: Callable[[Any, Any], tuple[Precision | None, tuple[Arithmetic, ...]]],
     ) -> None:
         import openvino
 
@@ -40,7 +43,9 @@ class OpenVinoBench:
         self._target, self._device, self._config = target, device, dict(config)
         self._last: tuple[Any, Any] | None = None
         self._static = device.startswith("NPU")
-        precision, permitted = read(self._compile(_probe_case(), {"x": np.zeros((1, 2), dtype=np.float32)}, 1))
+        probe = Case("softmax", Precision.FP32, (1,), {"n": 2})
+        compiled = self._compile(probe, {"x": np.zeros((1, 2), dtype=np.float32)}, slice(0, 1))
+        precision, permitted = read(self._core, compiled)
         computes = precision or Precision.FP16
         # AVX512_BF16 and AMX take subnormal numbers for zero (Intel SDM, VDPBF16PS); so do GPUs and NPUs where faster.
         flushes = computes is not Precision.FP32
@@ -53,30 +58,26 @@ class OpenVinoBench:
         parts = []
         for rows in case.spans:
             if request is None or self._static:
-                length = rows.stop - rows.start if self._static else -1
-                request = self._compiled(case, inputs, length).create_infer_request()
-            given = [np.ascontiguousarray(value) for value in feeds(case, inputs, rows)]
+                request = self._compiled(case, inputs, rows if self._static else None).create_infer_request()
+            fed = feeds(case, inputs, rows, stateless=self._static)
+            given = [np.ascontiguousarray(value) for value in fed]
             parts.append(result(np.array(request.infer(given)[0], dtype=np.float32)))
         return np.concatenate(parts)
 
-    def _compiled(self, case: Case, inputs: Mapping[str, NDArray[Any]], rows: int) -> Any:
+    def _compiled(self, case: Case, inputs: Mapping[str, NDArray[Any]], rows: slice | None) -> Any:
         """The case's graph; the last one is kept, since cases of one shape and weight come one after another."""
-        key = (case.operator, tuple(case.sizes.items()), case.seed, rows)
+        key = (case.operator, tuple(case.sizes.items()), case.seed, str(rows))
         if self._last is None or self._last[0] != key:
             self._last = None  # the memory of the one before is needed
             self._last = (key, self._compile(case, inputs, rows))
         return self._last[1]
 
-    def _compile(self, case: Case, inputs: Mapping[str, NDArray[Any]], rows: int) -> Any:
+    def _compile(self, case: Case, inputs: Mapping[str, NDArray[Any]], rows: slice | None) -> Any:
         model = graph(case, inputs, rows)
         if self._target.precision in (Precision.FP32, Precision.FP16):
             # The exporter writes this into every float model, and with it the CPU plugin keeps the cache in FP16.
             model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])
         return self._core.compile_model(model, self._device, self._config)
-
-
-def _probe_case() -> Case:
-    return Case("softmax", Precision.FP32, (1,), {"n": 2})
 
 
 def _weights(target: Target) -> dict[str, dict[str, int]]:

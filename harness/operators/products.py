@@ -160,9 +160,9 @@ def int8_blocks(x: Array, block: int, unit: float) -> tuple[Array, Array]:
     codes = np.rint(ratio)
     tie = np.abs(np.abs(ratio - codes) - 0.5) <= 4.0 * unit * np.abs(ratio)
     edges = np.where(tie, scale, 0.0)
-    # A block whose scale is too small for a normal number may become anything within it: some of these have no inverse.
-    small = scale < FORMATS[Precision.FP32].least_normal
-    edges = np.where(small, np.abs(padded) + 127.0 * scale + FORMATS[Precision.FP32].least_normal, edges)
+    # Where a scale is too small for a normal number it has no inverse, and codes come out as anything up to 128.
+    normal = FORMATS[Precision.FP32].least_normal
+    edges = np.where(scale < normal, np.abs(padded) + 128.0 * normal, edges)
 
     def flat(blocks: Array) -> Array:
         return np.asarray(np.broadcast_to(blocks, padded.shape).reshape(rows, -1)[:, :width])
