@@ -35,7 +35,9 @@ from harness.yardstick import Decomposed, pool
 
 Logits = NDArray[np.float32]
 
-_WORTH_KEEPING_SECONDS = 0.5
+# What takes longer to compute is kept on disk. Yardsticks are small: a number for each position and variant.
+_LOGITS_WORTH_SECONDS = 0.5
+_YARDSTICKS_WORTH_SECONDS = 0.02
 # Answers kept in memory: the probes of an inference are asked for once a candidate, a prompt's a few times in a row.
 _HELD = 8
 # Ways of computing a product are told apart where one lies so many times further from the device than another.
@@ -222,7 +224,9 @@ class ArtifactReferences:
             if found is None:
                 began = time.monotonic()
                 found = {key: np.ascontiguousarray(value) for key, value in compute().items()}
-                if time.monotonic() - began > _WORTH_KEEPING_SECONDS:
+                if time.monotonic() - began > (
+                    _YARDSTICKS_WORTH_SECONDS if what == "yardsticks" else _LOGITS_WORTH_SECONDS
+                ):
                     _keep(path, found)
             self._held = dict([*self._held.items(), (name, found)][-_HELD:])
         return self._held[name]
