@@ -53,12 +53,15 @@ class ArtifactReference:
         return [found.numpy() for found in model.logits(fed, arithmetic.systematic, tap=tap)]
 
     def yardsticks(self, tokens: Sequence[int], prefill: int, arithmetic: Arithmetic) -> dict[str, NDArray[np.float64]]:
-        """For each honest variant of the arithmetic: centred RMS logit error `[n]` against the reference, in logits."""
+        """For each honest variant of the arithmetic: centred RMS logit error `[n]` against the reference, in logits.
+
+        0 where a variant overflows, as it may in FP16: there it measures nothing, and excuses nothing.
+        """
         reference = self.logits([(tokens, prefill)], arithmetic)[0]
         fed = [TokenSequence(tuple(tokens), prefill)]
         model = self._rounded(arithmetic.weights)
         return {
-            variant.name: metrics.centred_rms_error(reference, model.logits(fed, arithmetic, variant)[0].numpy())
+            variant.name: _finite_errors(reference, model.logits(fed, arithmetic, variant)[0].numpy())
             for variant in VARIANTS
         }
 
@@ -75,6 +78,15 @@ class ArtifactReference:
                 held = {n: w._replace(values=w.values.to(dtype).to(torch.float32)) for n, w in self._exact.items()}
             self._model, self._rounding = Phi3(self.config, held, half_rotary=self._half_rotary), rounding
         return self._model
+
+
+def _finite_errors(reference: NDArray[np.float32], variant: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Centred RMS errors `[n]`, 0 in rows of the variant that are not finite."""
+    finite = np.isfinite(variant).all(axis=1)
+    errors = np.zeros(finite.size)
+    if finite.any():
+        errors[finite] = metrics.centred_rms_error(reference[finite], variant[finite])
+    return errors
 
 
 def assemble(weights: ArtifactWeights, config: Mapping[str, Any]) -> dict[str, Weight]:
