@@ -65,17 +65,23 @@ class TensorFiles:
 
         Raises CheckpointError when there is no such tensor, or its dtype is not one of `dtype`'s.
         """
-        dtype = self.dtype(name)
+        chosen = np.asarray(self.mapped(name)[index])
+        return (chosen.astype(np.uint32) << 16).view(np.float32) if self.dtype(name) == "bfloat16" else chosen
+
+    def mapped(self, name: str) -> NDArray[Any]:
+        """A tensor as it is stored, bfloat16 as uint16, mapped from its file. What is written into it stays in memory.
+
+        Raises CheckpointError, see `values`.
+        """
+        self.dtype(name)
         path, start, entry = self._entry(name)
         stored = np.dtype(_DTYPES[entry["dtype"]])
         begin, end = entry["data_offsets"]
         if end - begin != int(np.prod(entry["shape"], dtype=np.float64)) * stored.itemsize:
             raise CheckpointError(f"{path}: {name} has {end - begin} bytes for shape {entry['shape']}", "get it again")
         if begin == end:  # an empty map cannot be made
-            return np.asarray(np.zeros(entry["shape"], dtype=stored)[index])
-        raw: NDArray[Any] = np.memmap(path, stored, "r", offset=start + begin, shape=tuple(entry["shape"]))
-        chosen = np.asarray(raw[index])
-        return (chosen.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else chosen
+            return np.zeros(entry["shape"], dtype=stored)
+        return np.memmap(path, stored, "c", offset=start + begin, shape=tuple(entry["shape"]))
 
     def _entry(self, name: str) -> tuple[Path, int, dict[str, Any]]:
         if name not in self._where:

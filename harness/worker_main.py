@@ -46,6 +46,7 @@ from harness.products import GivesProducts
 from harness.states import GivesStates
 from harness.steps import Steps
 from harness.stopwatch import time_session
+from harness.streaming.operations import Streaming
 from harness.target import DeviceKind, Target
 from harness.tokenization import Tokenization
 from harness.weights import ReadsWeights
@@ -193,7 +194,8 @@ class Host:
         # What neither backend nor session is needed for, and what is about a session only, is kept elsewhere.
         single = Operators(self._opened, lambda: self._witness)
         hard = HardPrompts(lambda: self._reference)
-        self._others = (Outpost(), Steps(self._loaded, self._watched), Tokenization(self._loaded), single, hard)
+        steps = Steps(self._loaded, self._watched)
+        self._others = (Outpost(), steps, Tokenization(self._loaded), single, hard, Streaming())
         self._lock: DeviceLock | None = None
         self._reference: Any = None
 

@@ -44,6 +44,15 @@ class HfTokenizer:
         streamer.end()
         return given
 
+    def tokens(self, messages: list[dict[str, str]] | None, text: str | None, continuation: str = "") -> list[int]:
+        """Token ids of a chat under the checkpoint's own template, or of raw text as the tokenizer gives it.
+
+        A continuation is tokenised with what it continues, as one text.
+        """
+        if messages is not None:
+            return self.encode(self.render(messages, answer=True) + continuation, special=False)
+        return self.encode((text or "") + continuation, special=True)
+
     def render(self, chat: Chat, *, answer: bool) -> str:
         """The chat under the checkpoint's template."""
         return str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=answer))

@@ -114,7 +114,7 @@ class PyTorchSession(CausalLMSession):
         super().__init__(model, info)
         self._artifact = artifact
         self._trust_remote_code = trust_remote_code
-        self._tokenizer: Any = None
+        self._tokenizer: HfTokenizer | None = None
 
     def evidence(self) -> Evidence:
         """Torch raises when operands lie on different devices, so parameters' devices are where it computed."""
@@ -163,20 +163,9 @@ class PyTorchSession(CausalLMSession):
 
         A continuation is tokenised with what it continues, as one text.
         """
-        tokenizer = self._load_tokenizer()
-        if messages is not None:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            return [int(t) for t in tokenizer(text + continuation, add_special_tokens=False)["input_ids"]]
-        return [int(t) for t in tokenizer((text or "") + continuation)["input_ids"]]
-
-    def _load_tokenizer(self) -> Any:
         if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                self._artifact, trust_remote_code=self._trust_remote_code, local_files_only=True
-            )
-        return self._tokenizer
+            self._tokenizer = self.tokenizer()
+        return self._tokenizer.tokens(messages, text, continuation)
 
 
 def _info(torch: Any, model: Any, options: Mapping[str, str]) -> SessionInfo:

@@ -9,6 +9,7 @@ keys keep the factors that they were rotated with when they were fed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -92,19 +93,33 @@ class Phi3:
         kernels: Kernels,
         tap: Tap,
     ) -> list[Tensor]:
-        prefix = f"model.layers.{layer}."
         found = []
         for i, (sequence, x) in enumerate(zip(sequences, states, strict=True)):
-            normed = kernels.rms_norm(x, self.weights[f"{prefix}input_layernorm.weight"].values, self._epsilon)
-            qkv = self._product(kernels, normed, f"{prefix}self_attn.qkv_proj.weight")
-            mixed = self._attention(kernels, qkv, rotations[i], sequence.prefill)
-            x = kernels.between(x + self._product(kernels, mixed, f"{prefix}self_attn.o_proj.weight"))
-            x = _tapped(tap, i, f"{prefix}self_attn", x)
-            normed = kernels.rms_norm(x, self.weights[f"{prefix}post_attention_layernorm.weight"].values, self._epsilon)
-            gated = kernels.swiglu(self._product(kernels, normed, f"{prefix}mlp.gate_up_proj.weight"))
-            x = kernels.between(x + self._product(kernels, gated, f"{prefix}mlp.down_proj.weight"))
-            found.append(_tapped(tap, i, f"{prefix}mlp", x))
+            attention = partial(self._attention, kernels, rotation=rotations[i], prefill=sequence.prefill)
+            found.append(self._sublayers(layer, x, kernels, attention, partial(_tapped, tap, i)))
         return found
+
+    def _sublayers(
+        self,
+        layer: int,
+        x: Tensor,
+        kernels: Kernels,
+        attention: Callable[[Tensor], Tensor],
+        seen: Callable[[str, Tensor], Tensor],
+    ) -> Tensor:
+        """What a layer makes of `[n, H]`; `attention` takes query, key and value to what is attended to, `[n, H]`.
+
+        `seen` is called with a place and the residual stream there, and gives what to go on from.
+        """
+        prefix = f"model.layers.{layer}."
+        normed = kernels.rms_norm(x, self.weights[f"{prefix}input_layernorm.weight"].values, self._epsilon)
+        mixed = attention(self._product(kernels, normed, f"{prefix}self_attn.qkv_proj.weight"))
+        x = kernels.between(x + self._product(kernels, mixed, f"{prefix}self_attn.o_proj.weight"))
+        x = seen(f"{prefix}self_attn", x)
+        normed = kernels.rms_norm(x, self.weights[f"{prefix}post_attention_layernorm.weight"].values, self._epsilon)
+        gated = kernels.swiglu(self._product(kernels, normed, f"{prefix}mlp.gate_up_proj.weight"))
+        x = kernels.between(x + self._product(kernels, gated, f"{prefix}mlp.down_proj.weight"))
+        return seen(f"{prefix}mlp", x)
 
     def _product(self, kernels: Kernels, x: Tensor, name: str) -> Tensor:
         weight = self.weights[name]
@@ -114,9 +129,7 @@ class Phi3:
 
     def _attention(self, kernels: Kernels, qkv: Tensor, rotation: tuple[Tensor, Tensor], prefill: int) -> Tensor:
         n, size = qkv.shape[0], self._size
-        q, k, v = qkv.split([self._heads * size, self._kv_heads * size, self._kv_heads * size], dim=-1)
-        query = kernels.between(_rotate(_by_head(q, size), rotation))
-        key, value = kernels.between(_rotate(_by_head(k, size), rotation)), _by_head(v, size)
+        query, key, value = self._rotated(kernels, qkv, rotation)
         visible = self._visible(n)
         fresh = key[:, :prefill], value[:, :prefill]
         rows = [self._attend(kernels, query[:, :prefill], *fresh, visible[:prefill, :prefill])]
@@ -124,6 +137,13 @@ class Phi3:
             kept = kernels.cached(key), kernels.cached(value)
             rows.append(self._attend(kernels, query[:, prefill:], *kept, visible[prefill:]))
         return torch.cat(rows, dim=1).transpose(0, 1).reshape(n, self._heads * size)
+
+    def _rotated(self, kernels: Kernels, qkv: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Query `[heads, n, size]`, key and value `[kv heads, n, size]`, the first two rotated."""
+        size = self._size
+        q, k, v = qkv.split([self._heads * size, self._kv_heads * size, self._kv_heads * size], dim=-1)
+        query, key = (kernels.between(_rotate(_by_head(x, size), rotation)) for x in (q, k))
+        return query, key, _by_head(v, size)
 
     def _attend(self, kernels: Kernels, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
         repeats = self._heads // self._kv_heads
