@@ -22,6 +22,7 @@ from harness.backend import load_backend
 from harness.checkpoint import find_checkpoint
 from harness.cli_coverage import coverage
 from harness.cli_diff import diff
+from harness.cli_operator import operator
 from harness.cli_record import record as record_commands
 from harness.cli_report import report
 from harness.cli_signoff import signoff
@@ -90,6 +91,7 @@ def main() -> None:
 
 main.add_command(coverage)
 main.add_command(diff)
+main.add_command(operator)
 main.add_command(signoff)
 main.add_command(record_commands)
 main.add_command(report)

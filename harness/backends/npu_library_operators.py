@@ -98,8 +98,8 @@ class NpuLibraryBench:
         mask = np.where(visible(case, rows), np.float16(0.0), _HIDDEN).astype(np.float16)[None, None]
         shapes = (query.shape, key.shape, value.shape, mask.shape)
         network = self._network((case.operator, *shapes), lambda: SDPA(*shapes))
-        found: NDArray[Any] = network.run(query, key, value, mask)
-        return found[0].transpose(1, 0, 2).copy()
+        found = np.array(network.run(query, key, value, mask))
+        return np.asarray(found[0].transpose(1, 0, 2))
 
     def _run(self, key: tuple[Any, ...], build: Callable[..., Any], *inputs: NDArray[np.float16]) -> NDArray[Any]:
         from intel_npu_acceleration_library.backend import NNFactory

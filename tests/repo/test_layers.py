@@ -32,7 +32,7 @@ LAYERS = (
     ("hard_prompts", "streaming"),
     ("worker_main", "worker"),
     ("golden", "discovery", "lab", "statements", "decompose"),
-    ("record", "crew", "options", "audit"),
+    ("record", "crew", "options", "audit", "rendering", "streamed_recording"),
     ("recording", "record_schema", "diff", "waiver_check", "coverage_check"),
     ("run", "report"),
     ("preparation", "loading", "details", "exact_weights"),
@@ -46,7 +46,7 @@ LAYERS = (
     ("family",),
     ("fixtures", "marks", "parametrising", "interruptions"),
     ("outcomes", "signoff"),
-    ("cli_diff", "cli_record", "cli_report", "cli_waivers", "cli_signoff", "cli_coverage"),
+    ("cli_diff", "cli_operator", "cli_record", "cli_report", "cli_waivers", "cli_signoff", "cli_coverage"),
     ("plugin", "cli"),
 )
 RUNTIMES = ("torch", "openvino", "onnxruntime", "onnxruntime_genai", "transformers", "optimum", "nncf")
