@@ -37,6 +37,7 @@ from harness.backend import (
 )
 from harness.checkpoint import open_checkpoint
 from harness.device_lock import DeviceLock
+from harness.endurance import Endurance
 from harness.errors import ArtifactError, HarnessError, Unsupported
 from harness.hard_prompts import HardPrompts
 from harness.operators.bench import Operators
@@ -195,7 +196,8 @@ class Host:
         single = Operators(self._opened, lambda: self._witness)
         hard = HardPrompts(lambda: self._reference)
         steps = Steps(self._loaded, self._watched)
-        self._others = (Outpost(), steps, Tokenization(self._loaded), single, hard, Streaming())
+        wear = Endurance(self._opened, self._loaded, self._watched)
+        self._others = (Outpost(), steps, Tokenization(self._loaded), single, hard, Streaming(), wear)
         self._lock: DeviceLock | None = None
         self._reference: Any = None
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.backend import SessionInfo
+from harness.endurance import Cancelled
 from harness.errors import Unsupported
 
 
@@ -105,6 +106,34 @@ class CausalLMSession:
         with torch.inference_mode():
             output = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
         return [int(token) for token in output[0, prompt.size :]]
+
+    def ways_to_cancel(self) -> Sequence[str]:
+        """See `harness.endurance.Cancels`."""
+        return ("stopping-criterion",)
+
+    def cancel(self, way: str, prompt: NDArray[np.int64], max_new_tokens: int, after: int) -> Cancelled:  # noqa: ARG002
+        """Generate until a stopping criterion of transformers says so; see `harness.endurance.Cancels`."""
+        self.reset()
+        return Cancelled(self._generate_while(prompt, max_new_tokens, lambda tokens: tokens < after))
+
+    def _generate_while(self, prompt: NDArray[np.int64], max_new_tokens: int, more: Callable[[int], bool]) -> int:
+        """Generate, without end tokens, while `more` says so of the tokens given by then; returns how many were."""
+        import torch
+        from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+        class Stop(StoppingCriteria):  # type: ignore[misc]
+            def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002
+                return torch.full((ids.shape[0],), not more(ids.shape[1] - prompt.size), device=ids.device)
+
+        config = GenerationConfig(
+            do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=None, pad_token_id=0
+        )
+        ids, stopping = self._ids(prompt), StoppingCriteriaList([Stop()])
+        with torch.inference_mode():
+            output = self._model.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=config, stopping_criteria=stopping
+            )
+        return int(output.shape[1] - prompt.size)
 
     def batch(
         self, prompts: Sequence[NDArray[np.int64]], continuations: Sequence[NDArray[np.int64]]

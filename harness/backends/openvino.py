@@ -8,7 +8,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ from harness.backend import (
     pick_recipe,
     versions_of,
 )
-from harness.backends import openvino_cache, openvino_products, openvino_states
+from harness.backends import openvino_cache, openvino_devices, openvino_products, openvino_states
 from harness.backends import openvino_npuw as npuw
 from harness.backends.causal_lm import CausalLMSession
+from harness.backends.openvino_cancel import cancel_request
 from harness.backends.openvino_operators import OpenVinoBench
 from harness.backends.openvino_tokenizer import OpenVinoTokenizer
 from harness.backends.openvino_weights import OpenVinoWeights
+from harness.endurance import Cancelled
 from harness.errors import Unsupported, UsageError
 from harness.operators.bench import Bench
 from harness.products import Products
@@ -93,20 +95,6 @@ _READ_BACK = (
     "INFERENCE_NUM_THREADS",
     *npuw.READ_BACK,
 )
-_DEVICE_PROPERTIES = (
-    "FULL_DEVICE_NAME",
-    "DEVICE_ARCHITECTURE",
-    "DEVICE_TYPE",
-    "DEVICE_LUID",
-    "DEVICE_PCI_INFO",
-    "NPU_DRIVER_VERSION",
-    "NPU_COMPILER_VERSION",
-    "NPU_MAX_TILES",
-    "NPU_DEVICE_TOTAL_MEM_SIZE",
-    "GPU_DRIVER_VERSION",
-    "GPU_DEVICE_TOTAL_MEM_SIZE",
-    "GPU_EXECUTION_UNITS_COUNT",
-)
 _ARITHMETIC = {"f32": Precision.FP32, "bf16": Precision.BF16, "f16": Precision.FP16}
 _KNOWN_OPTIONS: dict[str, Sequence[str] | re.Pattern[str]] = {
     "INFERENCE_PRECISION_HINT": ("f32", "bf16", "f16"),
@@ -115,12 +103,6 @@ _KNOWN_OPTIONS: dict[str, Sequence[str] | re.Pattern[str]] = {
 }
 # Larger group sizes of dynamic quantisation stand for a whole row, on devices that this was never run on.
 _WHOLE_ROW = 1 << 16
-_REMEDIES = {
-    "gpu": "needs an Intel GPU and its compute runtime: on Linux intel-opencl-icd and membership of the render group, "
-    "on Windows the graphics driver",
-    "npu": "needs an Intel NPU and its driver: on Linux intel-level-zero-npu, intel-driver-compiler-npu and membership "
-    "of the render group, on Windows the NPU driver",
-}
 
 
 class OpenVinoBackend:
@@ -148,7 +130,13 @@ class OpenVinoBackend:
         import openvino
 
         core = openvino.Core()
-        return {device: _find(openvino, core, device) for device in devices}
+        return {device: openvino_devices.find(openvino, core, device) for device in devices}
+
+    def device_memory(self, device: str) -> int | None:
+        """See `harness.endurance.TellsDeviceMemory`."""
+        import openvino
+
+        return openvino_devices.memory_in_use(openvino.Core(), device)
 
     def export(self, checkpoint: Path, recipe: Recipe, out: Path, *, trust_remote_code: bool) -> list[str]:
         """Run optimum-cli in a process of its own."""
@@ -266,6 +254,26 @@ class OpenVinoSession(CausalLMSession):
             raise Unsupported("NPUW computes one text at a time: a batch above one ends the process")
         return super().batch(prompts, continuations)
 
+    def ways_to_cancel(self) -> Sequence[str]:
+        """See `harness.endurance.Cancels`."""
+        return (*super().ways_to_cancel(), "infer-request")
+
+    def cancel(self, way: str, prompt: NDArray[np.int64], max_new_tokens: int, after: int) -> Cancelled:
+        """See `harness.endurance.Cancels` and `harness.backends.openvino_cancel`."""
+        if way != "infer-request":
+            return super().cancel(way, prompt, max_new_tokens, after)
+        self.reset()
+
+        def generate(told: Callable[[], None]) -> int:
+            def more(_: int) -> bool:
+                told()
+                return True
+
+            told()
+            return self._generate_while(prompt, max_new_tokens, more)
+
+        return cancel_request(self._model.request, generate, after)
+
     def close(self) -> None:
         """Drop model and requests."""
         self._requests.clear()
@@ -380,32 +388,3 @@ def _permitted(properties: Mapping[str, str], arithmetic: Precision | None) -> t
         Arithmetic(operators, block, cache, weights)
         for block, cache, weights in itertools.product(blocks, caches, roundings.get(operators, (Weights.EXACT,)))
     )
-
-
-def _find(openvino: Any, core: Any, device: str) -> DeviceReport | Unavailable:
-    release = openvino.__version__.split("-")[0]
-    if device == npuw.REHEARSAL:
-        return _find_rehearsal(core, release)
-    listed = list(core.available_devices)
-    wanted = device.upper()
-    present = any(name == wanted or (name.startswith(f"{wanted}.") and "." not in wanted) for name in listed)
-    if not present:
-        base = device.split(".")[0]
-        return Unavailable(
-            f"OpenVINO {release} lists {', '.join(listed)} and no {wanted}",
-            _REMEDIES.get(base, "name a device that is listed"),
-        )
-    properties = {}
-    for key in _DEVICE_PROPERTIES:
-        with contextlib.suppress(Exception):
-            properties[key] = str(core.get_property(wanted, key))
-    return DeviceReport(properties.get("FULL_DEVICE_NAME", wanted), properties)
-
-
-def _find_rehearsal(core: Any, release: str) -> DeviceReport | Unavailable:
-    try:
-        plugin = core.get_versions("NPU")
-    except Exception as error:  # noqa: BLE001 - the runtime raises RuntimeError of many origins
-        return Unavailable(f"OpenVINO {release} has no NPU plugin: {error}", "python -m pip install openvino")
-    build = ", ".join(str(version.build_number) for version in plugin.values())
-    return DeviceReport(f"NPUW on {core.get_property('CPU', 'FULL_DEVICE_NAME')}", {"NPU plugin": build})

@@ -27,13 +27,15 @@ from harness.backend import (
     pick_recipe,
     versions_of,
 )
-from harness.backends import ort_batch, ort_states
+from harness.backends import ort_batch, ort_cancel, ort_devices, ort_states
 from harness.backends.ort_artifact import check_export, providers, read_config
+from harness.backends.ort_devices import BUILDS
 from harness.backends.ort_graph import Graph, whole
 from harness.backends.ort_operators import OrtBench
 from harness.backends.ort_profile import evidence_of, read_profile
 from harness.backends.ort_tokenizer import OrtTokenizer
 from harness.backends.ort_weights import OrtWeights
+from harness.endurance import Cancelled
 from harness.errors import ArtifactError, Unsupported
 from harness.operators.bench import Bench
 from harness.states import States, gather
@@ -42,9 +44,7 @@ from harness.weights import ArtifactWeights
 
 _KINDS = {"cpu": DeviceKind.CPU, "dml": DeviceKind.GPU, "cuda": DeviceKind.GPU}
 _PROVIDERS = {"dml": "DML", "cuda": "cuda"}
-# The builds that provide the module; only one of them can be installed in an interpreter.
-_BUILDS = ("onnxruntime-genai", "onnxruntime-genai-winml", "onnxruntime-genai-directml", "onnxruntime-genai-cuda")
-_EXPORTER = (*_BUILDS, "onnxruntime", "onnx-ir", "transformers", "torch")
+_EXPORTER = (*BUILDS, "onnxruntime", "onnx-ir", "transformers", "torch")
 _PRECISIONS = {
     "cpu": (Precision.FP32, Precision.INT8, Precision.INT4),
     "dml": (Precision.FP16, Precision.INT4),
@@ -61,18 +61,13 @@ _LOAD_OPTIONS = {
     "dml": {"enable_graph_capture": ("0", "1"), "disable_metacommands": ("0", "1")},
     "cuda": {"enable_cuda_graph": ("0", "1")},
 }
-_REMEDIES = {
-    "dml": "needs Windows with a DirectX 12 GPU, and an interpreter of its own that is found by itself: "
-    "python -m tox -e ort-genai-winml",
-    "cuda": "needs an NVIDIA GPU and, in an interpreter of its own, python -m pip install onnxruntime-genai-cuda",
-}
 
 
 class OrtGenAIBackend:
     """Phi-3 in ONNX Runtime GenAI."""
 
     name = "ort-genai"
-    distributions = ("|".join(_BUILDS),)
+    distributions = ("|".join(BUILDS),)
     install = "python -m pip install -e .[ort-genai]  (Python 3.11 or later)"
     devices: Mapping[str, DeviceKind] = _KINDS
     # All builds have one module name, so each has an environment of its own.
@@ -91,7 +86,7 @@ class OrtGenAIBackend:
 
     def discover(self, devices: Sequence[str]) -> dict[str, DeviceReport | Unavailable]:
         """The CPU is always there; for the others the installed build must have the execution provider."""
-        return {device: _find(device) for device in devices}
+        return {device: ort_devices.find(device) for device in devices}
 
     def export(self, checkpoint: Path, recipe: Recipe, out: Path, *, trust_remote_code: bool) -> list[str]:
         """Run the model builder in a process of its own."""
@@ -191,7 +186,7 @@ class OrtGenAISession:
             vocabulary=int(settings["model"]["vocab_size"]),
             arithmetic=None,  # the runtime reports none
             properties={"device_type": str(model.device_type), **device},
-            versions=versions_of((*_BUILDS, "onnxruntime", "onnxruntime-directml")),
+            versions=versions_of((*BUILDS, "onnxruntime", "onnxruntime-directml")),
             load_options=dict(options),
             permitted=permitted,
             capabilities=Capabilities(
@@ -281,6 +276,16 @@ class OrtGenAISession:
             tokens.append(int(generator.get_next_tokens()[0]))
         return tokens
 
+    def ways_to_cancel(self) -> Sequence[str]:
+        """See `harness.endurance.Cancels`."""
+        return ort_cancel.WAYS
+
+    def cancel(self, way: str, prompt: NDArray[np.int64], max_new_tokens: int, after: int) -> Cancelled:
+        """See `harness.endurance.Cancels` and `harness.backends.ort_cancel`."""
+        self.reset()
+        generator = self._new_generator(min(self._context, prompt.size + max_new_tokens))
+        return ort_cancel.cancel(generator, way, prompt, max_new_tokens, after)
+
     def evidence(self) -> Evidence:
         """The profile; on the CPU, which leaves nothing to fall back to, `Model.device_type`."""
         if self._placed is not None:
@@ -361,44 +366,3 @@ def _provider_options(target: Target) -> dict[str, str]:
     if target.base_device == "dml":
         return {"luid": dxgi.hardware_adapters()[target.index].luid}
     return {"device_id": str(target.index)}
-
-
-def _find(device: str) -> DeviceReport | Unavailable:
-    base = device.split(".")[0]
-    build = next(iter(versions_of(_BUILDS)))
-    if base == "cpu":
-        return DeviceReport("cpu", {"build": build})
-    provides = {"dml": ("onnxruntime-genai-winml", "onnxruntime-genai-directml"), "cuda": ("onnxruntime-genai-cuda",)}
-    if build not in provides.get(base, ()):
-        return Unavailable(f"{build} has no {base} execution provider", _REMEDIES.get(base, "name another device"))
-    if base == "dml":
-        return _find_adapter(device, build)
-    return _ask_runtime(base, build)
-
-
-def _find_adapter(device: str, build: str) -> DeviceReport | Unavailable:
-    """DirectML's adapters, before a session is made: `dml.1` is the second, `dml` the one it chooses itself."""
-    try:
-        adapters = dxgi.hardware_adapters()
-    except OSError as error:
-        return Unavailable(f"the graphics adapters cannot be listed: {error}", _REMEDIES["dml"])
-    index = int(device.partition(".")[2] or 0)
-    if index >= len(adapters):
-        found = ", ".join(adapter.name for adapter in adapters) or "none"
-        return Unavailable(f"{device} is not among the hardware adapters ({found})", _REMEDIES["dml"])
-    names = ", ".join(adapter.name for adapter in adapters)
-    if device == "dml" and len(adapters) > 1:
-        return DeviceReport(f"the adapter that DirectML prefers of {names}", {"build": build})
-    adapter = adapters[index]
-    properties = {"build": build, "luid": adapter.luid, "dedicated_bytes": str(adapter.dedicated_bytes)}
-    return DeviceReport(adapter.name, properties)
-
-
-def _ask_runtime(base: str, build: str) -> DeviceReport | Unavailable:
-    import onnxruntime_genai as og
-
-    # is_*_available answers True for providers that then fail to load, so only False is believed here:
-    # a load that raises is an ERROR(load) with the runtime's own words.
-    if not getattr(og, f"is_{base}_available")():
-        return Unavailable(f"{build} finds no {base} device", _REMEDIES[base])
-    return DeviceReport(base, {"build": build})

@@ -73,6 +73,14 @@ class PyTorchBackend:
 
         return {device: _find(torch, device) for device in devices}
 
+    def device_memory(self, device: str) -> int | None:
+        """See `harness.endurance.TellsDeviceMemory`; what this process has allocated. Never yet run on a GPU."""
+        import torch
+
+        base, _, index = device.partition(".")
+        allocated = getattr(getattr(torch, base, None), "memory_allocated", None)
+        return None if allocated is None else int(allocated(int(index or 0)))
+
     def export(self, checkpoint: Path, recipe: Recipe, out: Path, *, trust_remote_code: bool) -> list[str]:
         """Never called: `recipe` gives none."""
         raise NotImplementedError(f"pytorch loads {checkpoint} as it is; there is no {recipe.name} to write to {out}")
