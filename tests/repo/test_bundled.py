@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from harness import phi3_float64
+from harness import family, phi3_float64
 from harness.checkpoint import find_checkpoint
 from harness.golden import TREE, golden_roots, open_golden
+from harness.longrope import switch_of
 from harness.options import DEFAULT_CHECKPOINT, POLICY, PROMPTS, WAIVERS
 from harness.policy import read_policy
 from harness.prompts import PromptSuite, read_suite
@@ -58,6 +59,48 @@ def test_the_bundled_golden_is_whole_and_agrees_with_the_oracle(suite: PromptSui
 def test_the_bundled_goldens_are_at_most_32_mb() -> None:
     folders = [TREE / "golden" / "phi-3-tiny" / suite.name for suite in suites()]
     assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) <= 32 * MIB
+
+
+@pytest.mark.parametrize("member", family.MEMBERS.values())
+def test_a_bundled_member_is_a_real_models_configuration_at_reduced_size(member: str) -> None:
+    folder = TREE / "golden" / member
+    config = find_checkpoint(str(folder / "checkpoint")).config
+    heads, widths = config["num_attention_heads"], (config["hidden_size"], config["intermediate_size"])
+    rotated = config["hidden_size"] // heads * config.get("partial_rotary_factor", 1.0)
+    assert config["num_hidden_layers"] >= 6
+    assert switch_of(config) == 64
+    assert set(config["rope_scaling"]) == {"type", "short_factor", "long_factor"}  # older transformers take no more
+    assert len(config["rope_scaling"]["long_factor"]) == len(config["rope_scaling"]["short_factor"]) == rotated / 2
+    assert config["sliding_window"] > config["max_position_embeddings"]
+    assert rotated % 16 == 0  # ONNX Runtime rotates no other widths
+    assert config["vocab_size"] not in (*widths, 2 * config["intermediate_size"])
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 5_000_000
+
+
+def test_the_members_are_what_the_bundled_checkpoint_is_not() -> None:
+    mini_128k, mini_4 = (
+        find_checkpoint(str(TREE / "golden" / name / "checkpoint")) for name in family.MEMBERS.values()
+    )
+    assert mini_128k.config["num_attention_heads"] == mini_128k.config["num_key_value_heads"]
+    assert mini_4.config["num_attention_heads"] == 3 * mini_4.config["num_key_value_heads"]
+    assert mini_4.config["tie_word_embeddings"]
+    assert len(mini_4.end_tokens) == 2
+
+
+@pytest.mark.parametrize("member", family.MEMBERS.values())
+def test_a_members_golden_holds_both_forms_and_agrees_with_the_oracle(member: str) -> None:
+    checkpoint = find_checkpoint(str(TREE / "golden" / member / "checkpoint"))
+    suite, fingerprint = read_suite(family.PROMPTS), checkpoint.fingerprint()
+    golden = open_golden(golden_roots(checkpoint, fingerprint)[:1], checkpoint, fingerprint, suite)
+    crossing = [case for case in golden.manifest.cases if case.switch]
+    assert len(crossing) >= 3
+    for case in crossing:
+        tokens = [case.sequence] * 2
+        cached, fresh = phi3_float64.forward(checkpoint, tokens, [len(case.tokens), len(case.sequence)])
+        assert np.abs(golden.logits(case.id) - cached).max() <= ORACLE_TOLERANCE
+        assert np.abs(golden.fresh_logits(case.id) - fresh[case.switch :]).max() <= ORACLE_TOLERANCE
+        assert np.abs(cached[case.switch :] - fresh[case.switch :]).max() > 1.0
+        assert (golden.choosing_logits(case.id).argmax(axis=1) == case.continuation).all()
 
 
 def test_core_has_at_least_24_prompts_and_long_crosses_the_window() -> None:

@@ -13,10 +13,21 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from harness.checkpoint import Checkpoint, Fingerprint, sha256_file
+from harness.checkpoint import Checkpoint, Fingerprint, open_checkpoint, sha256_file
 from harness.errors import GoldenError
-from harness.golden import HIDDEN, LOGITS, MANIFEST, Golden, Manifest, golden_roots, open_golden, user_root
+from harness.golden import (
+    HIDDEN,
+    LOGITS,
+    MANIFEST,
+    Golden,
+    Manifest,
+    golden_roots,
+    open_golden,
+    user_root,
+    verify_files,
+)
 from harness.prompts import PromptSuite, read_suite
+from harness.recording import write_golden
 
 
 class Setup(NamedTuple):
@@ -265,3 +276,60 @@ def test_a_manifest_edited_by_hand_is_refused(setup: Setup, old: str) -> None:
         digit = next(i for i in range(number, len(text)) if text[i] in "12345678")
         path.write_text(text[:digit] + "9" + text[digit + 1 :], encoding="utf-8")
     assert "own hash differs" in _refused(setup)
+
+
+@pytest.fixture
+def crossing(setup: Setup, made: Any) -> Setup:
+    """The golden with a case that crosses a switch at 4 tokens while decoding."""
+    cases = (msgspec.structs.replace(made.manifest.cases[0], switch=4), made.manifest.cases[1])
+    fresh = {"one": made.logits["one"][4:] + 1}
+    write_golden(setup.folder, msgspec.structs.replace(made.manifest, cases=cases), made.logits, made.hidden, fresh)
+    return setup
+
+
+def test_a_golden_across_the_switch_holds_both_forms(crossing: Setup, made: Any) -> None:
+    golden = verify_files(crossing.folder)
+    cached = made.logits["one"]
+    np.testing.assert_array_equal(golden.logits("one"), cached)
+    np.testing.assert_array_equal(golden.fresh_logits("one"), cached[4:] + 1)
+    np.testing.assert_array_equal(golden.choosing_logits("one", cached=True), cached[2:4])
+    np.testing.assert_array_equal(golden.choosing_logits("two"), made.logits["two"][1:2])
+
+
+def test_an_answer_is_chosen_by_the_form_that_is_computed_anew(setup: Setup, made: Any) -> None:
+    cases = (msgspec.structs.replace(made.manifest.cases[0], switch=3), made.manifest.cases[1])
+    fresh = {"one": made.logits["one"][3:] + 1}
+    write_golden(setup.folder, msgspec.structs.replace(made.manifest, cases=cases), made.logits, {}, fresh)
+    chosen = verify_files(setup.folder).choosing_logits("one")
+    np.testing.assert_array_equal(chosen, [made.logits["one"][2], made.logits["one"][3] + 1])
+
+
+def test_a_switch_that_the_configuration_does_not_have_is_refused(crossing: Setup) -> None:
+    assert "knows nothing of the switch of LongRoPE" in _refused(crossing)
+
+
+def test_a_golden_of_before_the_switch_was_known_is_refused(
+    make_folder: Callable[..., Path], setup: Setup, made: Any
+) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    folder = make_folder("long", original_max_position_embeddings=4, rope_scaling={"type": "longrope", **factors})
+    checkpoint = open_checkpoint(folder)
+    manifest = msgspec.structs.replace(made.manifest, fingerprint=checkpoint.fingerprint())
+    write_golden(setup.folder, manifest, made.logits, {})
+    problem = _refused(Setup(setup.root, checkpoint, setup.suite))
+    assert "knows nothing of the switch of LongRoPE, which its answers pass" in problem
+
+
+@pytest.mark.parametrize(
+    ("switch", "files", "said"),
+    [(2, True, "does not cross 2 tokens"), (5, True, "does not cross 5 tokens"), (4, False, "no fresh.safetensors")],
+)
+def test_a_switch_that_cannot_be_is_refused(crossing: Setup, switch: int, files: bool, said: str) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["cases"][0]["switch"] = switch
+        if not files:
+            del manifest["files"]["fresh.safetensors"]
+
+    _edit(crossing.folder, change)
+    with pytest.raises(GoldenError, match=said):
+        verify_files(crossing.folder)
