@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from harness.backend import load_backend
+from harness.devices import find_interpreter
+from harness.golden import TREE
 from harness.target import EvidenceLevel
 from support import Result
 
@@ -42,6 +45,21 @@ def test_onnx_runtime_whose_nodes_ran_on_the_cpu_proves_no_gpu(conform: Any) -> 
     evidence = result.record.sessions[0].evidence
     assert evidence.level is EvidenceLevel.MEASURED  # it is measured where they ran: on the wrong device
     assert sum(placement.heavy_nodes for placement in evidence.placements) > 0
+
+
+def test_the_npu_library_without_an_npu_proves_none(conform: Any) -> None:
+    backend = load_backend("npu-library")
+    python = find_interpreter(backend, {}, TREE)
+    if python is None or "npu-library" not in python.parts:
+        pytest.skip(f"not installed: {backend.install}")
+    interpreter = f"--interpreter=planted-npu-library={python}"
+    few = (
+        "-k",
+        "test_attestation or (test_greedy_form and introduce-yourself)",
+    )  # loading is slow, others are as above
+    result = conform(*few, interpreter, targets="planted-npu-library:npu:fp16", options=[])
+    assert judged(result) == Counter(UNATTESTED=2), result.text
+    assert "npu_available() of the library names CPU" in result.text
 
 
 def test_a_precision_hint_that_the_device_ignored_is_reported(conform: Any) -> None:

@@ -1,8 +1,9 @@
 """The adapters of this project, made to fall back in the ways that runtimes do: real artifacts, real runtimes.
 
 `planted-openvino:npu` compiles for `AUTO:NPU,CPU`, or with PLANTED_FAULT=npuw-both through NPUW with the CPU
-behind the NPU. `planted-ort:dml` loses its execution provider on the way. Each claims the device it was asked
-for, and on a machine without that device computes right numbers on the processor.
+behind the NPU. `planted-ort:dml` loses its execution provider on the way. `planted-npu-library:npu` goes on where the
+library has warned that there is no NPU. Each claims the device it was asked for, and on a machine without that device
+computes right numbers on the processor.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.backend import DeviceReport, Recipe
+from harness.backends.npu_library import NpuLibraryBackend
 from harness.backends.openvino import OpenVinoBackend
 from harness.backends.ort_genai import OrtGenAIBackend
 from harness.target import DeviceKind, Precision, Target, Unavailable
@@ -55,3 +57,16 @@ class FallingOrt(OrtGenAIBackend):
         self, config: Any, target: Target, settings: Mapping[str, Any], options: Mapping[str, str]
     ) -> None:
         config.clear_providers()
+
+
+class FallingNpuLibrary(NpuLibraryBackend):
+    """The NPU library, whose warning nobody heeds."""
+
+    name = "planted-npu-library"
+    devices: Mapping[str, DeviceKind] = {"npu": DeviceKind.NPU}
+
+    def targets(self) -> Sequence[Target]:
+        return [Target(self.name, "npu", Precision.FP16)]
+
+    def discover(self, devices: Sequence[str]) -> dict[str, DeviceReport | Unavailable]:
+        return {device: DeviceReport("an NPU, it says") for device in devices}
