@@ -196,6 +196,15 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class TakesThreads(Protocol):
+    """A backend that can be told how many threads of the processor a session computes on."""
+
+    def threads_option(self, target: Target) -> str:
+        """The load option whose value is that number. Raises Unsupported where the target has none."""
+        ...
+
+
+@runtime_checkable
 class HasSlowTargets(Protocol):
     """A backend some of whose targets are so slow that `-m "not slow"` leaves them out."""
 

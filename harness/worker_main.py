@@ -36,6 +36,7 @@ from harness.backend import (
     versions_of,
 )
 from harness.checkpoint import open_checkpoint
+from harness.contention import Contention
 from harness.device_lock import DeviceLock
 from harness.endurance import Endurance
 from harness.errors import ArtifactError, HarnessError, Unsupported
@@ -195,9 +196,9 @@ class Host:
         # What neither backend nor session is needed for, and what is about a session only, is kept elsewhere.
         single = Operators(self._opened, lambda: self._witness)
         hard = HardPrompts(lambda: self._reference)
-        steps = Steps(self._loaded, self._watched)
+        steps, contention = Steps(self._loaded, self._watched), Contention()
         wear = Endurance(self._opened, self._loaded, self._watched)
-        self._others = (Outpost(), steps, Tokenization(self._loaded), single, hard, Streaming(), wear)
+        self._others = (Outpost(), steps, Tokenization(self._loaded), single, hard, Streaming(), wear, contention)
         self._lock: DeviceLock | None = None
         self._reference: Any = None
 

@@ -166,6 +166,14 @@ class OpenVinoBackend:
         )
         return OpenVinoSession(model, _info(model, target, options), artifact)
 
+    def threads_option(self, target: Target) -> str:
+        """See `harness.backend.TakesThreads`: a property of the CPU plugin."""
+        if target.base_device == npuw.REHEARSAL:
+            raise Unsupported("the rehearsal stands for an NPU, which takes no threads of the processor")
+        if target.base_device != "cpu":
+            raise Unsupported(f"the processor's threads have no part in what {target.base_device} computes")
+        return "INFERENCE_NUM_THREADS"
+
     def operators(self, target: Target) -> Bench:
         """See `harness.operators.bench.RunsOperators`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -57,7 +58,9 @@ _RECOMPUTED = {"cpu": 4096, "cuda": 4096}
 # Graph capture is on by default in both; captured graphs have given wrong logits on some devices.
 # MatMulNBits' accuracy_level at which ONNX Runtime takes int8 activations.
 _INT8_ACTIVATIONS = 4
-_LOAD_OPTIONS = {
+_THREADS = "intra_op_num_threads"
+_LOAD_OPTIONS: dict[str, dict[str, Sequence[str] | re.Pattern[str]]] = {
+    "cpu": {_THREADS: re.compile("[1-9][0-9]*")},
     "dml": {"enable_graph_capture": ("0", "1"), "disable_metacommands": ("0", "1")},
     "cuda": {"enable_cuda_graph": ("0", "1")},
 }
@@ -119,8 +122,12 @@ class OrtGenAIBackend:
         device = _provider_options(target)
 
         def configure(folder: Path = artifact) -> Any:
-            config = og.Config(str(folder))
-            self.choose_provider(config, target, settings, {**device, **options})
+            config, given = og.Config(str(folder)), {**device, **options}
+            threads = given.pop(_THREADS, None)
+            self.choose_provider(config, target, settings, given)
+            if threads is not None:
+                asked = {"session_options": {_THREADS: int(threads)}}
+                config.overlay(json.dumps({"model": {"decoder": asked}}))
             return config
 
         permitted = _permitted(artifact, target)
@@ -129,6 +136,12 @@ class OrtGenAIBackend:
         session = OrtGenAISession(og, og.Model(configure()), settings, {**device}, placed, options, permitted)
         session.load_marked = lambda out: (ort_states.copy_marked(artifact, out), og.Model(configure(out)))
         return session
+
+    def threads_option(self, target: Target) -> str:
+        """See `harness.backend.TakesThreads`: one of the session options of genai_config.json."""
+        if target.base_device != "cpu":
+            raise Unsupported(f"the processor's threads have no part in what {target.base_device} computes")
+        return _THREADS
 
     def operators(self, target: Target) -> Bench:
         """See `harness.operators.bench.RunsOperators`."""

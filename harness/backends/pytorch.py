@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from harness.backends.checkpoint_weights import CheckpointWeights
 from harness.backends.hf_tokenizer import HfTokenizer
 from harness.backends.pytorch_operators import TorchBench
 from harness.backends.torch_states import watched
-from harness.errors import UsageError
+from harness.errors import Unsupported, UsageError
 from harness.operators.bench import Bench
 from harness.states import States, gather
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target, Unavailable
@@ -28,7 +29,11 @@ from harness.weights import ArtifactWeights
 # algorithms without TF32 make the FP32 result the same from run to run on one machine.
 REFERENCE_OPTIONS = {"attention": "eager", "deterministic": "yes"}
 
-_KNOWN_OPTIONS = {"attention": ("eager", "sdpa"), "deterministic": ("yes",)}
+_KNOWN_OPTIONS: dict[str, Sequence[str] | re.Pattern[str]] = {
+    "attention": ("eager", "sdpa"),
+    "deterministic": ("yes",),
+    "threads": re.compile("[1-9][0-9]*"),
+}
 _KINDS = {"cpu": DeviceKind.CPU, "cuda": DeviceKind.GPU, "xpu": DeviceKind.GPU, "mps": DeviceKind.GPU}
 # Weights and cache are of the model's dtype.
 _PERMITTED = {
@@ -50,6 +55,10 @@ class PyTorchBackend:
     distributions = ("torch", "transformers")
     install = "python -m pip install -e .[pytorch]"
     devices: Mapping[str, DeviceKind] = _KINDS
+
+    def __init__(self) -> None:
+        self._threads: int | None = None
+        """How many threads torch takes by default, once a session has been loaded with another number."""
 
     def targets(self) -> Sequence[Target]:
         """All devices at the three float precisions (mps has no use for BF16)."""
@@ -97,6 +106,7 @@ class PyTorchBackend:
         check_options(self.name, options, _KNOWN_OPTIONS)
         if options.get("deterministic") == "yes":
             _make_deterministic(torch)
+        self._set_threads(torch, options.get("threads"))
         dtype = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
         attention = {"attn_implementation": options["attention"]} if "attention" in options else {}
         model = AutoModelForCausalLM.from_pretrained(
@@ -109,6 +119,20 @@ class PyTorchBackend:
         )
         model.eval().to(_torch_device(target))
         return PyTorchSession(model, _info(torch, model, options), artifact, trust_remote_code)
+
+    def _set_threads(self, torch: Any, asked: str | None) -> None:
+        """Have all of torch in this process take so many threads, or as many as by default."""
+        if asked is not None:
+            self._threads = self._threads or torch.get_num_threads()
+            torch.set_num_threads(int(asked))
+        elif self._threads is not None:
+            torch.set_num_threads(self._threads)
+
+    def threads_option(self, target: Target) -> str:
+        """See `harness.backend.TakesThreads`."""
+        if target.base_device != "cpu":
+            raise Unsupported(f"the processor's threads have no part in what {target.base_device} computes")
+        return "threads"
 
     def operators(self, target: Target) -> Bench:
         """See `harness.operators.bench.RunsOperators`."""
@@ -195,7 +219,7 @@ def _info(torch: Any, model: Any, options: Mapping[str, str]) -> SessionInfo:
         versions=versions_of(("torch", "transformers", "tokenizers")),
         load_options=dict(options),
         permitted=_PERMITTED.get(arithmetic.get(model.dtype, Precision.FP32), ()),
-        # Computed anew by `Phi3ForCausalLM.prepare_inputs_for_generation`. On accelerators some kernels add in any order.
+        # Recomputed by `Phi3ForCausalLM.prepare_inputs_for_generation`. On accelerators some kernels add in any order.
         capabilities=Capabilities(recomputes_past=0, repeats_exactly=model.device.type == "cpu"),
     )
 
