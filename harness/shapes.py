@@ -30,10 +30,11 @@ _SHORT = 72
 
 
 def one_token(session: TargetSession) -> Verdict:
-    """A prompt of a single token, which many runtimes take for a step of decoding."""
+    """A prompt of a single token, which many runtimes take for a step of decoding, after some steps of decoding."""
     oracle, stepper = Oracle(session), Stepper(session)
     found = Comparisons(oracle.allowance())
     with stepper.left_clean():
+        stepper.feed([text_of(session, 24), *([token] for token in text_of(session, 2, start=24))])
         for token in dict.fromkeys(text_of(session, _ONE_TOKEN_PROMPTS)):
             stepper.reset()
             expected = oracle.rows([token], 1)
