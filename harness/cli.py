@@ -31,9 +31,9 @@ from harness.devices import find_interpreter, parse_interpreters
 from harness.errors import HarnessError, UsageError
 from harness.golden import TREE, golden_roots, open_golden, user_root, verify_files
 from harness.lab import parse_hosts
-from harness.options import DEFAULT_CHECKPOINT, POLICY, PROMPTS, WAIVERS, Options, select_targets
+from harness.options import DEFAULT_CHECKPOINT, POLICY, PROMPTS, WAIVERS, Options, parse_size, select_targets
 from harness.prompts import PromptSuite, read_suite
-from harness.recording import record_golden
+from harness.recording import Streaming, record_golden
 from harness.report.audit import describe_audit
 from harness.report.devices import describe_devices
 from harness.report.localise import as_json as localisation_as_json
@@ -265,6 +265,11 @@ def golden() -> None:
 @click.option("--interpreter", multiple=True, metavar="pytorch=PATH", help="The Python that has torch.")
 @click.option("--trust-remote-code", is_flag=True, help="Run code that the checkpoint brings.")
 @click.option("--hidden/--no-hidden", default=True, help="Keep hidden states of a few prompts, or none.")
+@click.option(
+    "--memory", metavar="SIZE", default=None, help="What recording may take, e.g. 6GB. Default: what is free."
+)
+@click.option("--draft", type=click.Path(path_type=Path), help="Another build's golden, whose answers are tried first.")
+@click.option("--drafting/--no-drafting", default=True, help="Try several tokens in a pass where weights are streamed.")
 def record(
     checkpoint: str,
     prompts: tuple[str, ...],
@@ -272,8 +277,17 @@ def record(
     interpreter: tuple[str, ...],
     trust_remote_code: bool,
     hidden: bool,
+    memory: str | None,
+    draft: Path | None,
+    drafting: bool,
 ) -> None:
-    """Record the golden of a checkpoint on one or more prompt suites."""
+    """Record the golden of a checkpoint on one or more prompt suites.
+
+    A model that does not fit into memory is read from disk layer by layer, over and over. A recording that is stopped
+    goes on from its last pass when it is started again.
+    """
+    drafts = {case.id: case.continuation for case in verify_files(draft).manifest.cases} if draft else None
+    streaming = Streaming(parse_size(memory) if memory else None, drafting, drafts)
     found = find_checkpoint(checkpoint)
     suites = _suites(prompts)
     root = golden or user_root(found, found.fingerprint())
@@ -283,8 +297,16 @@ def record(
         try:
             for suite in suites:
                 with _progress(suite.name) as progress:
-                    options = {"trust_remote_code": trust_remote_code, "hidden": hidden}
-                    manifest = record_golden(found, suite, root / suite.name, worker, progress=progress, **options)
+                    manifest = record_golden(
+                        found,
+                        suite,
+                        root / suite.name,
+                        worker,
+                        progress=progress,
+                        trust_remote_code=trust_remote_code,
+                        hidden=hidden,
+                        streaming=streaming,
+                    )
                 noise = manifest.noise
                 click.echo(
                     f"{root / suite.name}: {len(manifest.cases)} cases; against float64 ({len(noise.cases)} cases): "

@@ -51,7 +51,8 @@ class Case(msgspec.Struct, frozen=True, omit_defaults=True):
     `ended` is true when the last continuation token is an end token. `margins` are best minus second-best
     logit at the positions that chose the continuation. `given`: the continuation is the suite's, to be scored, and not
     what the golden answers. `switch`: LongRoPE's, where prompt and continuation pass it after the prompt (see
-    `harness.longrope`), else 0.
+    `harness.longrope`), else 0. `near_ties`: the tokens of a greedy continuation that rounding might have chosen
+    otherwise, by their number: their margin is at most twice the golden's own noise.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Case(msgspec.Struct, frozen=True, omit_defaults=True):
     margins: tuple[float, ...]
     given: bool = False
     switch: int = 0
+    near_ties: tuple[int, ...] = ()
 
     @property
     def sequence(self) -> tuple[int, ...]:
@@ -292,6 +294,8 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"the case {case.id!r} lacks tokens or margins")
         if not all(0 <= token < manifest.vocabulary for token in case.sequence):
             raise ValueError(f"the case {case.id!r} has tokens outside the vocabulary")
+        if not all(0 <= token < len(case.continuation) for token in case.near_ties):
+            raise ValueError(f"the case {case.id!r} has near ties at tokens that it does not have")
         if case.switch and not len(case.tokens) <= case.switch < len(case.sequence):
             raise ValueError(f"the case {case.id!r} does not cross {case.switch} tokens after its prompt")
     if any(case.switch for case in manifest.cases) and FRESH not in manifest.files:

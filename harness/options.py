@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -100,6 +101,15 @@ def parse_memory(gib: float | None) -> int | None:
     if not 0 < gib < math.inf:
         raise UsageError(f"--worker-memory {gib:g} is no amount of memory", "give GiB: --worker-memory 8")
     return int(gib * GIB)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 6GB, 512MiB or 7.5 GiB. Raises UsageError for what is none."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([MG])(i?)B", text.strip())
+    if found is None or not float(found[1]):
+        raise UsageError(f"{text!r} is no size of memory", "give a number and MB, MiB, GB or GiB: --memory 6GB")
+    exponent = {"M": 2, "G": 3}[found[2]]
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** exponent)
 
 
 def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,44 +17,40 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from harness import metrics, phi3_float64
+from harness import metrics
 from harness.backend import SessionInfo
 from harness.backends.pytorch import REFERENCE_OPTIONS
 from harness.checkpoint import Checkpoint, sha256_file
 from harness.devices import this_machine
-from harness.errors import GoldenError, PromptError, ResourceError, Stage, is_full_disk
+from harness.errors import GoldenError, ResourceError, Stage, is_full_disk
 from harness.golden import FRESH, HIDDEN, LOGITS, MANIFEST, SCHEMA, Case, File, Manifest, Noise
-from harness.longrope import crossed, recomputed, switch_of
+from harness.layout import Layout
+from harness.longrope import crossed, switch_of
+from harness.oracle_check import Logits, check_choices, choosing, measure_noise
 from harness.prompts import Prompt, PromptSuite
+from harness.rendering import Tokenise, longest, render, split
+from harness.streamed_recording import StreamedReference
+from harness.streaming.decoding import Asked
+from harness.streaming.room import least_memory
 from harness.worker import Worker
 
 REFERENCE_TARGET = "pytorch:cpu:fp32"
-# The largest difference between FP32 PyTorch and the float64 oracle that is rounding: in logits, or in
-# units of the logits' centred RMS where that is above 1 (large models have logits in the tens).
-ORACLE_TOLERANCE = 1e-4
-# Models up to this size are checked on every case, larger ones on the two shortest: the float64 pass
-# over everything would take longer than the recording.
-_CHECK_ALL_PARAMETERS = 20_000_000
-_CHECK_LARGE_CASES = 2
 _HIDDEN_CASES = 3
 _HIDDEN_MAX_TOKENS = 96
-
-Logits = dict[str, NDArray[np.float32]]
-"""`[n + m, V]` by the id of a case."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
 
 
-def check_memory(checkpoint: Checkpoint, longest: int, available: int | None = None) -> None:
+def check_memory(checkpoint: Checkpoint, tokens: int, available: int | None = None) -> None:
     """Raise ResourceError when an FP32 golden of the checkpoint does not fit into the memory that is free.
 
-    Needed are the weights in FP32, and, for the longest case, three copies of its logits and its attention
+    Needed are the weights in FP32, and, for a case of so many tokens, three copies of its logits and its attention
     scores; `available` is in bytes, the machine's free memory by default.
     """
     config = checkpoint.config
-    scores = longest * longest * int(config["num_attention_heads"]) * 4 * 3
-    needed = checkpoint.parameters() * 4 + longest * checkpoint.vocabulary * 4 * 3 + scores + (1 << 30)
+    scores = tokens * tokens * int(config["num_attention_heads"]) * 4 * 3
+    needed = checkpoint.parameters() * 4 + tokens * checkpoint.vocabulary * 4 * 3 + scores + (1 << 30)
     free = int(psutil.virtual_memory().available) if available is None else available
     if needed > free:
         raise ResourceError(
@@ -84,6 +81,28 @@ def start_reference(checkpoint: Checkpoint, worker: Worker, *, trust_remote_code
     return msgspec.convert(info, SessionInfo)
 
 
+class _Recorded(NamedTuple):
+    """What the reference has answered: cases, their logits, rows of fresh passes, hidden states."""
+
+    info: SessionInfo
+    cases: list[Case]
+    logits: Logits
+    fresh: Logits
+    states: Logits
+
+
+class Streaming(NamedTuple):
+    """How a golden is streamed that does not fit into memory: see `harness.streamed_recording`.
+
+    `memory`: bytes that recording may take, what is free by default. `drafting`: try tokens before they are computed;
+    `drafts`: for some prompts the answer of another build, to be tried first. Neither changes what is recorded.
+    """
+
+    memory: int | None = None
+    drafting: bool = True
+    drafts: Mapping[str, Sequence[int]] | None = None
+
+
 def record_golden(
     checkpoint: Checkpoint,
     suite: PromptSuite,
@@ -93,15 +112,63 @@ def record_golden(
     progress: Progress,
     trust_remote_code: bool = False,
     hidden: bool = True,
+    streaming: Streaming | None = None,
 ) -> Manifest:
     """Record the golden of a suite into the folder `out`, which is replaced as a whole when all is done.
 
-    `hidden`: with the hidden states of a few prompts. Whatever stops it before that (an error, Ctrl-C) leaves `out` as it
-    was.
+    `hidden`: with the hidden states of a few prompts. Whatever stops it before that (an error, Ctrl-C) leaves `out` as
+    it was. A model that does not fit into memory is streamed; if that is stopped, the answers so far are kept beside
+    `out`, and the next recording goes on from them.
     """
-    longest = max(_longest(prompt, checkpoint) for prompt in suite.prompts)
-    check_memory(checkpoint, longest)
-    progress("loading the checkpoint", 0, len(suite.prompts))
+    streaming = streaming or Streaming()
+    if not must_stream(checkpoint, suite, streaming.memory):
+        progress("loading the checkpoint", 0, len(suite.prompts))
+        recorded = _whole(checkpoint, suite, worker, progress, trust_remote_code=trust_remote_code, hidden=hidden)
+        return _conclude(checkpoint, suite, out, recorded, progress)
+    work = out.with_name(f"{out.name}.work")
+    reference = StreamedReference(worker, checkpoint, work, progress, trust_remote_code=trust_remote_code)
+    done = False
+    try:
+        recorded = _streamed(checkpoint, suite, reference, streaming, hidden=hidden)
+        reference.release()
+        manifest = _conclude(checkpoint, suite, out, recorded, progress)
+        done = True
+        return manifest
+    finally:
+        reference.leave(done=done)
+
+
+def must_stream(checkpoint: Checkpoint, suite: PromptSuite, memory: int | None = None) -> bool:
+    """Whether a golden can only be recorded a layer at a time in so many bytes, those that are free by default.
+
+    Raises ResourceError where that does not suffice either.
+    """
+    lengths = [longest(prompt, checkpoint) for prompt in suite.prompts]
+    try:
+        check_memory(checkpoint, max(lengths), memory)
+    except ResourceError:
+        free = int(psutil.virtual_memory().available) if memory is None else memory
+        needed = least_memory(Layout.of(checkpoint.config), len(lengths), max(lengths), sum(lengths))
+        if needed > free:
+            raise ResourceError(
+                f"a golden of {checkpoint.name} needs {needed / 2**30:.1f} GiB of memory even a layer at a time; "
+                f"{free / 2**30:.1f} GiB may be used",
+                "close other programs, raise --memory, or record fewer or shorter prompts at once (--prompts FILE)",
+            ) from None
+        return True
+    return False
+
+
+def _whole(
+    checkpoint: Checkpoint,
+    suite: PromptSuite,
+    worker: Worker,
+    progress: Progress,
+    *,
+    trust_remote_code: bool,
+    hidden: bool,
+) -> _Recorded:
+    """Record with the whole model in memory, prompt by prompt."""
     info = start_reference(checkpoint, worker, trust_remote_code=trust_remote_code)
     cases: list[Case] = []
     logits: Logits = {}
@@ -115,19 +182,52 @@ def record_golden(
             fresh[prompt.id] = other
     kept = _for_hidden(cases) if hidden else []
     states = {case.id: _invoke(worker, "hidden_states", tokens=case.sequence) for case in kept}
+    return _Recorded(info, cases, logits, fresh, states)
+
+
+def _streamed(
+    checkpoint: Checkpoint, suite: PromptSuite, reference: StreamedReference, how: Streaming, *, hidden: bool
+) -> _Recorded:
+    """Record a layer at a time, all prompts together."""
+    asked = []
+    for prompt in suite.prompts:
+        tokens, given = _prompt_tokens(checkpoint, prompt, reference.tokenise)
+        new_tokens = prompt.new_tokens if given is None else len(given)
+        asked.append(Asked(prompt.id, tuple(tokens), new_tokens, None if given is None else tuple(given)))
+    cases: list[Case] = []
+    logits: Logits = {}
+    fresh: Logits = {}
+    found = reference.answer(asked, drafting=how.drafting, drafts=how.drafts)
+    for prompt, one, (continuation, forced) in zip(suite.prompts, asked, found, strict=True):
+        cases.append(_case(checkpoint, prompt, list(one.tokens), continuation, forced.rows, forced.fresh))
+        logits[prompt.id] = forced.rows
+        if cases[-1].switch:
+            fresh[prompt.id] = forced.fresh
+    kept = _for_hidden(cases) if hidden else []
+    states = reference.hidden_states([case.sequence for case in kept])
+    return _Recorded(
+        reference.info, cases, logits, fresh, {case.id: state for case, state in zip(kept, states, strict=True)}
+    )
+
+
+def _conclude(
+    checkpoint: Checkpoint, suite: PromptSuite, out: Path, recorded: _Recorded, progress: Progress
+) -> Manifest:
+    """Check what was recorded against the float64 oracle, and write it."""
+    info, cases, logits, fresh, states = recorded
     progress("checking against float64", len(cases), len(cases))
     noise = measure_noise(checkpoint, cases, logits, fresh)
-    _check_choices(checkpoint, cases, {case.id: _choosing(case, logits, fresh) for case in cases}, noise)
-    manifest = _manifest(checkpoint, suite, cases, noise, info)
-    return write_golden(out, manifest, logits, states, fresh)
+    check_choices(checkpoint, cases, {case.id: choosing(case, logits, fresh) for case in cases}, noise)
+    cases = [_with_near_ties(case, noise) for case in cases]
+    return write_golden(out, _manifest(checkpoint, suite, cases, noise, info), logits, states, fresh)
 
 
-def _longest(prompt: Prompt, checkpoint: Checkpoint) -> int:
-    if prompt.length is not None:
-        return prompt.length.tokens(checkpoint.window) + prompt.new_tokens
-    text = prompt.text or "".join(message.content for message in prompt.messages or ())
-    text += prompt.continuation or ""
-    return len(text.encode()) + prompt.new_tokens  # a byte-level tokenizer gives no more tokens than bytes
+def _with_near_ties(case: Case, noise: Noise) -> Case:
+    """The case with the tokens marked that rounding might have chosen otherwise."""
+    if case.given:
+        return case
+    near = tuple(i for i, margin in enumerate(case.margins) if margin <= 2 * noise.max_abs)
+    return msgspec.structs.replace(case, near_ties=near)
 
 
 def _invoke(worker: Worker, method: str, **arguments: Any) -> Any:
@@ -138,30 +238,43 @@ def _record_case(
     checkpoint: Checkpoint, prompt: Prompt, worker: Worker
 ) -> tuple[Case, NDArray[np.float32], NDArray[np.float32]]:
     """The case, its logits and, where it crosses LongRoPE's switch, the rows past that of one pass over all."""
-    tokens = render(checkpoint, prompt, worker)
-    given, new_tokens = prompt.continuation is not None, prompt.new_tokens
-    if given:
-        tokens, continuation = _split(checkpoint, prompt, tokens, worker)
-        new_tokens = len(continuation)
-    else:
-        continuation = _answer(checkpoint, tokens, new_tokens, worker)
+    tokens, given = _prompt_tokens(checkpoint, prompt, partial(_invoke, worker, "render"))
+    continuation = _answer(checkpoint, tokens, prompt.new_tokens, worker) if given is None else given
     rows = _invoke(worker, "whole_logits", tokens=[*tokens, *continuation])
     switch = crossed(switch_of(checkpoint.config), len(tokens), len(tokens) + len(continuation))
     fresh = rows[switch:]
     if switch:
         rows = worker.call(Stage.RUN, "teacher_force", prompt=tokens, continuation=continuation)
+    return _case(checkpoint, prompt, tokens, continuation, rows, fresh), rows, fresh
+
+
+def _prompt_tokens(checkpoint: Checkpoint, prompt: Prompt, tokenise: Tokenise) -> tuple[list[int], list[int] | None]:
+    """The prompt's tokens and its given continuation's, None where the answer is to be generated."""
+    tokens = render(checkpoint, prompt, tokenise)
+    return (tokens, None) if prompt.continuation is None else split(checkpoint, prompt, tokens, tokenise)
+
+
+def _case(
+    checkpoint: Checkpoint,
+    prompt: Prompt,
+    tokens: list[int],
+    continuation: list[int],
+    rows: NDArray[np.float32],
+    fresh: NDArray[np.float32],
+) -> Case:
+    """The case with its margins; `fresh` counts where it crosses LongRoPE's switch."""
     case = Case(
         id=prompt.id,
         tokens=tuple(tokens),
         continuation=tuple(continuation),
-        new_tokens=new_tokens,
+        new_tokens=prompt.new_tokens if prompt.continuation is None else len(continuation),
         ended=continuation[-1] in checkpoint.end_tokens,
         margins=(),
-        given=given,
-        switch=switch,
+        given=prompt.continuation is not None,
+        switch=crossed(switch_of(checkpoint.config), len(tokens), len(tokens) + len(continuation)),
     )
-    chosen = metrics.margins(_choosing(case, {case.id: rows}, {case.id: fresh}))
-    return msgspec.structs.replace(case, margins=tuple(map(float, chosen))), rows, fresh
+    chosen = metrics.margins(choosing(case, {case.id: rows}, {case.id: fresh}))
+    return msgspec.structs.replace(case, margins=tuple(map(float, chosen)))
 
 
 def _answer(checkpoint: Checkpoint, tokens: list[int], new_tokens: int, worker: Worker) -> list[int]:
@@ -185,118 +298,8 @@ def _answer(checkpoint: Checkpoint, tokens: list[int], new_tokens: int, worker: 
     return begun + generate([*tokens, *begun], new_tokens - before)
 
 
-def _choosing(case: Case, logits: Logits, fresh: Logits) -> NDArray[np.float32]:
-    """The rows that choose the continuation, as `generate` computes them."""
-    rows = recomputed(logits[case.id], fresh[case.id], case.switch) if case.switch else logits[case.id]
-    start = len(case.tokens) - 1
-    return rows[start : start + len(case.continuation)]
-
-
-def _split(checkpoint: Checkpoint, prompt: Prompt, alone: Sequence[int], worker: Worker) -> tuple[list[int], list[int]]:
-    """Prompt and given continuation, tokenised as the one text that they are.
-
-    Where a token spans the border it belongs to the continuation. Raises PromptError when nothing is left of one.
-    """
-    whole = _tokenise(prompt, worker, prompt.continuation or "")
-    n = next((i for i, pair in enumerate(zip(whole, alone, strict=False)) if pair[0] != pair[1]), len(alone))
-    if not 0 < n < len(whole):
-        raise PromptError(
-            f"{prompt.id!r} has no token of its own before, or in, its continuation", "lengthen the shorter of the two"
-        )
-    if len(whole) > checkpoint.max_tokens:
-        raise PromptError(
-            f"{prompt.id!r} has {len(whole)} tokens; the context is {checkpoint.max_tokens}", "shorten the prompt"
-        )
-    return whole[:n], whole[n:]
-
-
-def render(checkpoint: Checkpoint, prompt: Prompt, worker: Worker) -> list[int]:
-    """Token ids of a prompt under the checkpoint's tokenizer and chat template, brought to its length.
-
-    Raises PromptError when it renders to nothing, or leaves no room for new tokens.
-    """
-    tokens = _tokenise(prompt, worker)
-    if not tokens:
-        raise PromptError(f"{prompt.id!r} renders to no tokens", "give the prompt some text")
-    room = checkpoint.max_tokens - prompt.new_tokens
-    if prompt.length is not None:
-        # Twice the window of Phi-3-mini-4k and the new tokens pass its context by a few tokens.
-        wanted = min(prompt.length.tokens(checkpoint.window), room)
-        if wanted < 1:
-            raise PromptError(
-                f"{prompt.id!r} comes to a length of {wanted} tokens", "raise its length or lower its new_tokens"
-            )
-        tokens = (tokens * (wanted // len(tokens) + 1))[:wanted]
-    if len(tokens) > room:
-        raise PromptError(
-            f"{prompt.id!r} has {len(tokens)} tokens; with {prompt.new_tokens} new ones the context of "
-            f"{checkpoint.max_tokens} is passed",
-            "shorten the prompt or lower its new_tokens",
-        )
-    return tokens
-
-
-def _tokenise(prompt: Prompt, worker: Worker, continuation: str = "") -> list[int]:
-    messages = None if prompt.messages is None else [msgspec.to_builtins(message) for message in prompt.messages]
-    more = {"continuation": continuation} if continuation else {}
-    tokens: list[int] = _invoke(worker, "render", messages=messages, text=prompt.text, **more)
-    return tokens
-
-
 def _for_hidden(cases: Sequence[Case]) -> list[Case]:
     return [case for case in cases if len(case.sequence) <= _HIDDEN_MAX_TOKENS][:_HIDDEN_CASES]
-
-
-def measure_noise(checkpoint: Checkpoint, cases: Sequence[Case], logits: Logits, fresh: Logits | None = None) -> Noise:
-    """Compare recorded logits, and the rows of fresh passes where there are some, with the float64 oracle.
-
-    Raises GoldenError when they differ by more than rounding: then one of the two is wrong, and no golden
-    must come of it.
-    """
-    checked = sorted(cases, key=lambda case: len(case.sequence))
-    if checkpoint.parameters() > _CHECK_ALL_PARAMETERS:
-        checked = checked[:_CHECK_LARGE_CASES]
-    passes = [(case, logits[case.id], len(case.tokens)) for case in checked]
-    passes += [(case, fresh[case.id], len(case.sequence)) for case in checked if fresh and case.id in fresh]
-    oracle = phi3_float64.forward(checkpoint, [case.sequence for case, _, _ in passes], [n for _, _, n in passes])
-    worst, scale, rms = 0.0, 1.0, []
-    for (case, rows, _), whole in zip(passes, oracle, strict=True):
-        exact = whole[-rows.shape[0] :]
-        if metrics.first_non_finite(rows) is not None:
-            raise GoldenError(
-                f"FP32 PyTorch gives NaN or Inf for {case.id!r}",
-                "look for a broken torch build or checkpoint; nothing was written",
-            )
-        worst = max(worst, float(np.abs(rows - exact).max()))
-        scale = max(scale, float(metrics.centred_scale(exact).max()))
-        rms.append(metrics.centred_rms_error(exact, rows))
-    if not worst <= ORACLE_TOLERANCE * scale:
-        raise GoldenError(
-            f"FP32 PyTorch and the float64 oracle differ by {worst:.2e} logits; "
-            f"rounding explains {ORACLE_TOLERANCE * scale:.0e}",
-            "look for a broken torch build or a configuration that one of the two misreads; nothing was written",
-        )
-    joined = np.concatenate(rms)
-    return Noise(tuple(case.id for case in checked), float(joined.mean()), float(joined.max()), worst)
-
-
-def _check_choices(checkpoint: Checkpoint, cases: Sequence[Case], choosing: Logits, noise: Noise) -> None:
-    """Greedy decoding went through the KV cache, the logits did not: both must choose the same tokens.
-
-    `choosing` is `[m, V]` a case: the logits at the positions that chose the continuation.
-    """
-    allowed = 100 * max(noise.max_abs, 1e-6)
-    for case in cases:
-        if case.given:
-            continue
-        regret = metrics.regret(choosing[case.id], np.asarray(case.continuation))
-        if regret.max() > allowed:
-            raise GoldenError(
-                f"{checkpoint.name}, {case.id!r}: decoding with a cache chose token {int(regret.argmax())} of the "
-                f"continuation {regret.max():.2e} logits below the best of the pass without one; "
-                f"rounding explains {allowed:.0e}",
-                "look for a defect in this version of transformers; nothing was written",
-            )
 
 
 def _manifest(

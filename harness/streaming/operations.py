@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ class Streaming:
         self._trust = False
         self._pass: Iterator[int] | None = None
         self._best: list[list[int]] = []
+        self._serial = itertools.count()
 
     def do_stream_open(self, checkpoint: str, folder: str, trust_remote_code: bool) -> SessionInfo:
         """Open a checkpoint; `folder` is for caches and results, and emptied. Raises CheckpointError."""
@@ -95,7 +97,7 @@ class Streaming:
         shapes: list[tuple[int, ...]] = [(len(text.tokens), layout.vocabulary) for text in asked]
         if hidden:
             shapes += [(layout.layers + 1, len(text.tokens), layout.hidden) for text in asked]
-        paths = [self._folder / f"{'states' if hidden else 'rows'}-{i}.npy" for i in range(len(shapes))]
+        paths = [self._folder / f"{next(self._serial)}.npy" for _ in shapes]  # those before may still be mapped
         out = [
             torch.from_numpy(np.lib.format.open_memmap(path, "w+", np.float32, shape))
             for path, shape in zip(paths, shapes, strict=True)
@@ -126,12 +128,11 @@ class Streaming:
             self._caches = None
 
     def do_stream_close(self) -> None:
-        """Let go of weights, caches and files."""
+        """Let go of weights and caches; results stay where they are."""
         self.do_stream_free()
         if self._weights is not None:
             self._weights.close()
         self._pass = self._model = self._weights = None
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def _opened(self) -> Layout:

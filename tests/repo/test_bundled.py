@@ -13,9 +13,9 @@ from harness.checkpoint import find_checkpoint
 from harness.golden import TREE, golden_roots, open_golden
 from harness.longrope import switch_of
 from harness.options import DEFAULT_CHECKPOINT, POLICY, PROMPTS, WAIVERS
+from harness.oracle_check import ORACLE_TOLERANCE
 from harness.policy import read_policy
 from harness.prompts import PromptSuite, read_suite
-from harness.recording import ORACLE_TOLERANCE
 from harness.target import Precision
 from harness.waivers import read_waivers
 

@@ -16,8 +16,10 @@ from harness import phi3_float64, recording
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.errors import GoldenError, PromptError, ResourceError
 from harness.golden import LOGITS, MANIFEST, Case, open_golden, verify_files
+from harness.oracle_check import check_choices, measure_noise
 from harness.prompts import Length, Prompt, PromptSuite
-from harness.recording import check_memory, measure_noise, render, write_golden
+from harness.recording import check_memory, write_golden
+from harness.rendering import render
 
 
 def _names(folder: Path) -> list[str]:
@@ -189,20 +191,9 @@ def test_logits_that_differ_from_the_oracle_by_more_than_rounding_make_no_golden
 # rendering
 
 
-class _Tokenizer:
-    """Stands in for the worker that renders prompts."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self.tokens = tokens
-
-    def call(self, *_: object, **__: object) -> list[int]:
-        return list(self.tokens)
-
-
 def _render(checkpoint: Checkpoint, tokens: list[int], **fields: Any) -> list[int]:
     prompt = Prompt(**{"id": "p", "about": "", "new_tokens": 4, "text": "x", **fields})
-    worker: Any = _Tokenizer(tokens)
-    return render(checkpoint, prompt, worker)
+    return render(checkpoint, prompt, lambda **_: list(tokens))
 
 
 def test_a_prompt_without_length_keeps_its_tokens(checkpoint: Checkpoint) -> None:
@@ -287,6 +278,6 @@ def test_the_tokens_of_a_given_continuation_need_not_be_the_best(made: Any, chec
     cases = [msgspec.structs.replace(case, continuation=(0,) * len(case.continuation)) for case in made.manifest.cases]
     choosing = {case.id: made.logits[case.id][len(case.tokens) - 1 : -1] for case in cases}
     with pytest.raises(GoldenError, match="below the best"):
-        recording._check_choices(checkpoint, cases, choosing, made.manifest.noise)
+        check_choices(checkpoint, cases, choosing, made.manifest.noise)
     given = [msgspec.structs.replace(case, given=True) for case in cases]
-    recording._check_choices(checkpoint, given, choosing, made.manifest.noise)
+    check_choices(checkpoint, given, choosing, made.manifest.noise)

@@ -1,0 +1,26 @@
+"""How much memory a streamed recording takes at least."""
+
+from __future__ import annotations
+
+from harness.layout import Layout
+
+# What the two processes hold before they hold a model: Python, NumPy, torch, transformers' tokenizer.
+_PROCESSES = 600 << 20
+_MOST_SCORES = 3 * (256 << 20)
+
+
+def least_memory(layout: Layout, prompts: int, longest: int, rows: int) -> int:
+    """Bytes that a recording of so many prompts takes, of `rows` tokens in all and at most `longest` in one.
+
+    Mapped files are left out: the system takes them back when others need memory.
+    """
+    hidden, inner, vocabulary = layout.hidden, layout.intermediate, layout.vocabulary
+    query, key = layout.heads * layout.head_size, layout.kv_heads * layout.head_size
+    layer = hidden * (2 * query + 2 * key + 3 * inner + 2)
+    widest = max(4 * inner, 2 * (query + 2 * key), min(vocabulary, layer // hidden))
+    scores = min(3 * longest * longest * layout.heads * 4, _MOST_SCORES)
+    drafted = 2 * prompts * 17 * vocabulary
+    streaming = 4 * (2 * layer + 2 * rows * hidden + max(longest, 1024) * widest + drafted) + scores
+    # Afterwards two cases are computed in float64: the LM head and a layer, one at a time, and the logits.
+    checking = 12 * max(vocabulary * hidden, layer) + 2 * longest * vocabulary * 8
+    return _PROCESSES + max(streaming, checking)
