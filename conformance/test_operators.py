@@ -12,14 +12,14 @@ from harness.sessions import TargetSession
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_operators(session: TargetSession, operator: str, judge: Judge) -> None:
     """On every kind of value, an operator is off by no more than the roundings that its precision makes."""
-    judge.conclude(examine(session.call, session.target, operator, shapes=2))
+    judge.conclude(examine(session.call, session.target, operator, shapes=[1]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_operators_in_many_shapes(session: TargetSession, operator: str, judge: Judge) -> None:
     """The same in more shapes, drawn around the borders of tiles."""
-    judge.conclude(examine(session.call, session.target, operator, shapes=6))
+    judge.conclude(examine(session.call, session.target, operator, shapes=[0, 2, 3]))
 
 
 @pytest.mark.slow

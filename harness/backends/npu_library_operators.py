@@ -30,6 +30,8 @@ _STORED: dict[Precision, dict[str, int]] = {
 }
 _NAMES = {Precision.FP16: "matmul-float", Precision.INT8: "matmul-int8", Precision.INT4: "matmul-int4"}
 _LEFT_TO_TORCH = "the library has no {} of its own: it leaves that to PyTorch, which is judged at pytorch:cpu:fp16"
+# Networks that are kept: as many as there are calls in a case.
+_KEPT = 4
 # What hides a position in the mask that transformers makes in FP16.
 _HIDDEN = np.finfo(np.float16).min
 
@@ -39,7 +41,7 @@ class NpuLibraryBench:
 
     def __init__(self, target: Target, computes: Precision | None) -> None:
         precision = computes or Precision.FP16
-        self._last: tuple[Any, Any] | None = None
+        self._networks: dict[tuple[Any, ...], Any] = {}
         # AVX512_BF16 takes subnormal numbers for zero (Intel SDM, VDPBF16PS); of an NPU nothing is documented.
         flushes = precision is not Precision.FP32
         numerics = Numerics(precision, flushes=flushes, permitted=(Arithmetic(precision),), stored=Precision.FP16)
@@ -59,10 +61,12 @@ class NpuLibraryBench:
         return np.concatenate([compute(case, inputs, rows) for rows in case.spans]).astype(np.float32)
 
     def _network(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """A compiled network; the last one is kept, since cases of one shape come one after another."""
-        if self._last is None or self._last[0] != key:
-            self._last = (key, make())
-        return self._last[1]
+        """A compiled network; a few are kept, since cases of one shape come one after another."""
+        if key not in self._networks:
+            while len(self._networks) >= _KEPT:
+                del self._networks[next(iter(self._networks))]
+            self._networks[key] = make()
+        return self._networks[key]
 
     def _matmul(self, case: Case, inputs: Inputs, rows: slice) -> NDArray[Any]:
         from intel_npu_acceleration_library.backend import MatMul, QMatMul

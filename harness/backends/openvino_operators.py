@@ -41,7 +41,8 @@ class OpenVinoBench:
 
         self._core = openvino.Core()
         self._target, self._device, self._config = target, device, dict(config)
-        self._last: tuple[Any, Any] | None = None
+        self._shape: Any = None
+        self._graphs: dict[str, Any] = {}
         self._static = device.startswith("NPU")
         probe = Case("softmax", Precision.FP32, (1,), {"n": 2})
         compiled = self._compile(probe, {"x": np.zeros((1, 2), dtype=np.float32)}, slice(0, 1))
@@ -65,12 +66,13 @@ class OpenVinoBench:
         return np.concatenate(parts)
 
     def _compiled(self, case: Case, inputs: Mapping[str, NDArray[Any]], rows: slice | None) -> Any:
-        """The case's graph; the last one is kept, since cases of one shape and weight come one after another."""
-        key = (case.operator, tuple(case.sizes.items()), case.seed, str(rows))
-        if self._last is None or self._last[0] != key:
-            self._last = None  # the memory of the one before is needed
-            self._last = (key, self._compile(case, inputs, rows))
-        return self._last[1]
+        """The case's graph; those of one shape and weight are kept, since such cases come one after another."""
+        key = (case.operator, tuple(case.sizes.items()), case.seed)
+        if self._shape != key:
+            self._shape, self._graphs = key, {}
+        if str(rows) not in self._graphs:
+            self._graphs[str(rows)] = self._compile(case, inputs, rows)
+        return self._graphs[str(rows)]
 
     def _compile(self, case: Case, inputs: Mapping[str, NDArray[Any]], rows: slice | None) -> Any:
         model = graph(case, inputs, rows)

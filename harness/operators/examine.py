@@ -63,14 +63,16 @@ class Bound:
         return conclude(judged, len(asked) - len(judged), str(self.target))
 
 
-def examine(call: Call, target: Target, operator: str, shapes: int) -> Verdict:
-    """One operator in so many drawn shapes, in each with every kind of value; what fails is shrunk first.
+def examine(call: Call, target: Target, operator: str, shapes: Sequence[int]) -> Verdict:
+    """One operator in some of the shapes that are drawn, by their numbers, in each with every kind of value.
 
-    Raises Unsupported where the target lacks the operator.
+    Shape 0 is the simplest; an operator of few sizes may have fewer shapes. What fails is shrunk first. Raises Unsupported
+    where the target lacks the operator.
     """
     bound = Bound(call, target)
     bound.require(operator)
-    drawn = [case for cases in examples(series(operator, bound.offer), shapes) for case in cases]
+    every = examples(series(operator, bound.offer), max(shapes) + 1)
+    drawn = [case for number in shapes if number < len(every) for case in every[number]]
     judged, refused = bound.judge(drawn)
     if not judged:
         raise Unsupported(f"{target}: {refused}")
@@ -78,7 +80,7 @@ def examine(call: Call, target: Target, operator: str, shapes: int) -> Verdict:
     wrong = next((one.case for one in judged if not one.right), None)
     if wrong is None:
         return verdict
-    smallest = conclude([_shrink(bound, operator, wrong.values, shapes)], 0, str(target))
+    smallest = conclude([_shrink(bound, operator, wrong.values, max(shapes) + 1)], 0, str(target))
     return msgspec.structs.replace(
         verdict, message=f"the simplest case that fails:\n{smallest.message}\n{verdict.message}"
     )
