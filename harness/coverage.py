@@ -74,7 +74,7 @@ class Suite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Exemption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Cases that are UNSUPPORTED in a column, or in any, though everything they need is offered, and why.
 
-    `backends` are ids of columns, all where there are none, and `targets` a glob that narrows them. `cases` are written
+    `backends` are ids of columns, all where there are none, and `targets` globs that narrow them. `cases` are written
     `test_name` or `test_name[subject]`, the subject a glob; `says` as in `Lack`. `kind`: `design`, the runtime has no
     such thing to be judged; `length`, of the bundled checkpoint at the runtime's defaults: another may differ.
     """
@@ -84,14 +84,14 @@ class Exemption(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     says: str
     reason: str
     backends: tuple[str, ...] = ()
-    targets: str = "*"
+    targets: tuple[str, ...] = ("*",)
 
     def covers(self, column: Column, target: Target, case: str) -> bool:
         """Whether it is about a case, `test_name[subject]`, of a target of a column, on whichever host."""
         here = msgspec.structs.replace(target, host=None)
         return (
             self.covers_column(column)
-            and matches(here, self.targets)
+            and any(matches(here, glob) for glob in self.targets)
             and any(_is_of(case, pattern) for pattern in self.cases)
         )
 

@@ -125,11 +125,13 @@ def _reasons(table: Table, mark: str = "  ") -> list[str]:
 
 
 def _exemptions(table: Table, mark: str = "  ") -> list[str]:
-    return [
-        f"{mark}{', '.join(one.backends) or 'any backend'}{'' if one.targets == '*' else f' ({one.targets})'}, "
-        f"{', '.join(one.cases)} ({one.kind}): {one.reason}"
-        for one in table.exemption
-    ]
+    lines = []
+    for one in table.exemption:
+        where = ", ".join(one.backends) or "any backend"
+        if one.targets != ("*",):
+            where += f" on {', '.join(one.targets)}"
+        lines.append(f"{mark}{where}, {', '.join(one.cases)} ({one.kind}): {one.reason}")
+    return lines
 
 
 def _defects(table: Table) -> _Grid:

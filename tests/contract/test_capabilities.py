@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from adapters import Adapter
+from harness.backend import TakesThreads
 from harness.cli_coverage import COVERAGE
 from harness.coverage import Column, read_coverage
 from harness.errors import Unsupported
@@ -66,6 +67,10 @@ def chat_template(adapter: Adapter) -> None:
     assert "hello" in text
 
 
+def threads(adapter: Adapter) -> bool:
+    return isinstance(adapter.backend, TakesThreads) and bool(adapter.backend.threads_option(adapter.target))
+
+
 ASKED: Mapping[str, Callable[[Adapter], bool | None]] = {
     "whole-prompt-logits": lambda adapter: adapter.info.capabilities.whole_prompt_logits,
     "appends": appends,
@@ -81,6 +86,9 @@ ASKED: Mapping[str, Callable[[Adapter], bool | None]] = {
     "tokenizer": tokenizer,
     "stream": stream,
     "chat-template": chat_template,
+    "reload": lambda adapter: bool(adapter.call("can_load_again")),
+    "threads": threads,
+    "cancel": lambda adapter: bool(adapter.call("ways_to_cancel")),
 }
 
 

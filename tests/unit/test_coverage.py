@@ -47,7 +47,7 @@ test_back = ["rewind"]
 "test_both[back]" = ["rewind"]
 [[exemption]]
 backends = ["able"]
-targets = "able:*:fp32"
+targets = ["able:*:fp32"]
 cases = ["test_plain[int-*]"]
 kind = "design"
 says = "has no integers"
