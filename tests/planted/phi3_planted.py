@@ -27,6 +27,7 @@ from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Targe
 from harness.weights import ArtifactWeights
 from planted_cache import PlantedCache, fault
 from planted_harm import harm
+from planted_operators import PlantedBench
 
 
 class PlantedBackend:
@@ -66,6 +67,9 @@ class PlantedBackend:
 
     def dequantized_weights(self, artifact: Path, config: Mapping[str, Any]) -> ArtifactWeights:
         return CheckpointWeights(artifact, config)
+
+    def operators(self, target: Target) -> PlantedBench:
+        return PlantedBench()
 
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
         check_options(self.name, options, {})
