@@ -12,6 +12,7 @@ from harness.backend import TakesThreads
 from harness.cli_coverage import COVERAGE
 from harness.coverage import Column, read_coverage
 from harness.errors import Unsupported
+from harness.operators.catalogue import OPERATORS
 from harness.weights import ReadsWeights
 
 TABLE = read_coverage(COVERAGE)
@@ -121,3 +122,18 @@ def test_an_adapter_offers_what_the_table_says_and_refuses_the_rest_for_its_reas
             wrong.append(f"{capability} is refused for another reason: {refusal}")
     adapter.call("reset")
     assert wrong == [], column.id
+
+
+@pytest.mark.parametrize("test", ["test_operators", "test_operators_in_many_shapes"])
+def test_an_adapter_lacks_the_operators_that_the_table_leaves_out_for_their_reasons(
+    adapter: Adapter, test: str
+) -> None:
+    column = column_of(adapter)
+    lacks = adapter.call("operator_offer", target=str(adapter.target))["lacks"]
+    left_out = {
+        operator: [one.says for one in TABLE.exemption if one.covers(column, adapter.target, f"{test}[{operator}]")]
+        for operator in OPERATORS
+    }
+    assert {operator for operator, patterns in left_out.items() if patterns} == set(lacks)
+    for operator, reason in lacks.items():
+        assert any(re.search(pattern, reason) for pattern in left_out[operator]), reason
