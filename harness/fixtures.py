@@ -12,6 +12,7 @@ from harness.family import member_run
 from harness.judge import Judge
 from harness.run import PromptCase
 from harness.sessions import TargetSession
+from harness.soak_marks import minutes
 from harness.state import STATE
 from harness.target import Target, Unavailable
 
@@ -89,6 +90,12 @@ def suite(request: pytest.FixtureRequest, session: TargetSession, pytestconfig: 
     state = pytestconfig.stash[STATE]
     found = next(s for s in state.suites() if s.name == request.param)
     return [state.run().case(found, p.id) for p in found.prompts]
+
+
+@pytest.fixture(scope="session")
+def soak_seconds(pytestconfig: pytest.Config) -> float:
+    """How long each soak goes on."""
+    return 60.0 * minutes(pytestconfig)
 
 
 @pytest.fixture

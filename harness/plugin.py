@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from harness import __version__, fixtures, marks, parametrising
+from harness import __version__, fixtures, marks, parametrising, soak_marks
 from harness.devices import Machine
 from harness.discovery import RuntimeReport
 from harness.errors import HarnessError
@@ -58,6 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--record", type=Path, default=None, metavar="FILE", help="where the run record goes (records/)")
     add("--report", type=Path, default=None, metavar="FILE", help="where the page goes (beside the record)")
     add("--no-report", action="store_true", help="make no page")
+    add("--minutes", type=float, default=None, metavar="N", help="run soaks, too, each for so long (with -m soak: 1)")
     add("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
 
 
@@ -72,6 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[STATE] = state
     config.pluginmanager.register(fixtures, "phi3-conformance-fixtures")
     config.pluginmanager.register(marks, "phi3-conformance-marks")
+    config.pluginmanager.register(soak_marks, "phi3-conformance-soak-marks")
     config.pluginmanager.register(parametrising, "phi3-conformance-parametrising")
     config.pluginmanager.register(Terminator(), "phi3-conformance-terminator")
     names = {

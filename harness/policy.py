@@ -121,6 +121,20 @@ class ComparisonLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slower_max: Limit | None = None
 
 
+class SoakLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Upper bounds on what a process may hold more with every round of a soak: the lower end of a slope's interval.
+
+    Memory in MiB, of the machine and of the device, a load and a call (a prompt with its answer); handles and threads
+    are counts a round of either kind.
+    """
+
+    memory_a_load: Limit
+    memory_a_call: Limit
+    device_memory: Limit
+    handles: Limit
+    threads: Limit
+
+
 class SpeedLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Upper bounds on the medians of targets that match a glob, in ms, after a prompt of so many tokens.
 
@@ -143,6 +157,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     implementation: dict[str, ImplementationLimits] = {}
     comparison: ComparisonLimits = ComparisonLimits()
     signoff: SignoffLimits | None = None
+    soak: SoakLimits | None = None
     speed: tuple[SpeedLimits, ...] = ()
 
     def speed_of(self, target: Target) -> list[SpeedLimits]:
@@ -154,6 +169,12 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.signoff is None:
             raise PolicyError("the policy has no limits for a sign-off", "add a table [signoff]: see docs/sign-off.md")
         return self.signoff
+
+    def limits_of_soak(self) -> SoakLimits:
+        """The limits of a soak. Raises PolicyError if there are none."""
+        if self.soak is None:
+            raise PolicyError("the policy has no limits for a soak", "add a table [soak]: see conformance/policy.toml")
+        return self.soak
 
     def implementation_of(self, compute_class: str) -> ImplementationLimits:
         """The limits on the implementation error of a class such as `fp32+a8`. Raises PolicyError if there are none."""
@@ -205,6 +226,9 @@ def _limits(policy: Policy) -> Iterator[tuple[str, Limit]]:
     if policy.signoff is not None:
         for key in ("kl_mean", "perplexity_change", "top1_min", "greedy_match_min"):
             yield f"signoff.{key}", getattr(policy.signoff, key)
+    if policy.soak is not None:
+        for key in ("memory_a_load", "memory_a_call", "device_memory", "handles", "threads"):
+            yield f"soak.{key}", getattr(policy.soak, key)
     if policy.comparison.slower_max is not None:
         yield "comparison.slower_max", policy.comparison.slower_max
     for limits in policy.speed:

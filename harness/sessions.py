@@ -276,6 +276,19 @@ class TargetSession:
             self._peak_memory = self.peak_memory
             self._worker.stop()
 
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The arguments of the operation that loads its artifact: `call("load", **loading)` does so once more."""
+        given = {"target": str(self.target), "options": self.load_options}
+        return {"artifact": self._location, "trust_remote_code": self.run.settings.trust_remote_code, **given}
+
+    def restart(self) -> None:
+        """End its process and load in a new one. Raises what `call` raises."""
+        if self._worker is not None:
+            self._peak_memory = self.peak_memory
+            self._worker.stop()
+        self._restart()
+
     def close(self) -> None:
         """Stop the workers."""
         if self._references is not None:

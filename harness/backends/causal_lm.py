@@ -125,8 +125,9 @@ class CausalLMSession:
             def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG002
                 return torch.full((ids.shape[0],), not more(ids.shape[1] - prompt.size), device=ids.device)
 
+        never = self.info.vocabulary  # with no end token at all, transformers takes the checkpoint's
         config = GenerationConfig(
-            do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=None, pad_token_id=0
+            do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=never, pad_token_id=0
         )
         ids, stopping = self._ids(prompt), StoppingCriteriaList([Stop()])
         with torch.inference_mode():
