@@ -12,6 +12,7 @@ from harness.compare import Verdict
 from harness.consistency import Comparisons
 from harness.drawn import examples
 from harness.errors import Unsupported
+from harness.longrope import switch_of
 from harness.sessions import TargetSession
 from harness.stepping import Expected, Logits, Oracle, Stepper, text_of
 
@@ -44,7 +45,9 @@ def across_window(session: TargetSession, *, at_once: bool) -> Verdict:
     if not at_once:
         return _fed(session, [_steps(window - _BEFORE, total)])
     _need_appends(session)
-    return _fed(session, [[window - _BEFORE, _BEFORE + _PAST], [window // 2, window // 2, _PAST]])
+    # LongRoPE's switch counts as a window where there is none. A chunk over it meets the long factors as a whole.
+    over = [_BEFORE, _PAST] if switch_of(session.run.settings.checkpoint.config) == window else [_BEFORE + _PAST]
+    return _fed(session, [[window - _BEFORE, *over], [window // 2, window // 2, _PAST]])
 
 
 def at_capacity(session: TargetSession) -> Verdict:

@@ -153,9 +153,12 @@ class Run:
         passes = generation(len(whole), len(whole), switch, recomputes=recomputes)
         return np.concatenate([self._ask_reference(whole[: one.end])[one.first :] for one in passes])
 
-    def golden_rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """FP32 PyTorch's logits of a text, fed at once, `[n, V]` float32. Raises StageError(compare)."""
-        return self._ask_reference(list(tokens))
+    def golden_rows(self, tokens: Sequence[int], prefill: int | None = None) -> NDArray[np.float32]:
+        """FP32 PyTorch's logits of a text, fed at once, `[n, V]` float32. Raises StageError(compare).
+
+        With `prefill`, of which so many tokens are fed at once and then the others one by one.
+        """
+        return self._ask_reference(list(tokens), prefill)
 
     def _ask_reference(self, tokens: list[int], prefill: int | None = None) -> NDArray[np.float32]:
         """Rows `[n, V]` of a text, fed at once, or `prefill` tokens of it and then one by one."""

@@ -15,6 +15,7 @@ from harness.backend import Capabilities
 from harness.consistency import Allowance
 from harness.decompose import at_once
 from harness.errors import Unsupported
+from harness.longrope import crossed, switch_of
 from harness.metrics import centred_rms_error
 from harness.sessions import TargetSession
 
@@ -128,11 +129,19 @@ class Oracle:
         """What a text ought to give of which `prefill` tokens were fed at once, and the others in whatever way.
 
         Those may meet keys and values as computed or as the cache gives them back: `spread` is how far these lie apart.
+        Past LongRoPE's switch that a text crosses after its prompt, keys of before keep the short factors; no chunk may
+        lie on both sides of it.
         """
+        run = self._session.run
+        switch = crossed(switch_of(run.settings.checkpoint.config), prefill, len(tokens))
         if self._references is None or self._inference is None:
-            rows = self._session.run.golden_rows(tokens)
+            rows = run.golden_rows(tokens, prefill if switch else None)
             return Expected(rows, np.zeros(rows.shape[0]))
         arithmetic = self._inference.arithmetic
+        if switch:
+            before = self.rows(tokens[:switch], prefill).spread
+            spread = np.concatenate([before, np.full(len(tokens) - switch, before.max())])
+            return Expected(self._references.logits(tokens, at_once(prefill), arithmetic), spread)
         whole = self._references.logits(tokens, len(tokens), arithmetic)
         if prefill >= len(tokens) or not _rounds(arithmetic):
             return Expected(whole, np.zeros(whole.shape[0]))

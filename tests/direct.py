@@ -65,8 +65,9 @@ class DirectRun:
     def case(self, suite: PromptSuite, prompt_id: str) -> PromptCase:
         return PromptCase(suite.name, self._golden.case(prompt_id), self._golden)
 
-    def golden_rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        return phi3_float64.forward(self.settings.checkpoint, [list(tokens)])[0].astype(np.float32)
+    def golden_rows(self, tokens: Sequence[int], prefill: int | None = None) -> NDArray[np.float32]:
+        fed = len(tokens) if prefill is None else prefill
+        return phi3_float64.forward(self.settings.checkpoint, [list(tokens)], [fed])[0].astype(np.float32)
 
 
 class DirectTarget:
