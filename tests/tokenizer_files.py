@@ -43,9 +43,11 @@ _TEMPLATE = (
 def sentencepiece(folder: Path, *, begun: bool = False) -> None:
     """Write the files of a tokenizer of Phi-3-mini's kind."""
     learned = Tokenizer(models.BPE())
-    # Llama's was learned so that letters, digits and signs are never in one token, and every digit is one.
+    # Llama's was learned so that letters, digits and signs are never in one token, and every digit is one; ends of
+    # lines are bytes.
     learned.pre_tokenizer = pre_tokenizers.Sequence(
         [
+            pre_tokenizers.Split("\n", "removed"),
             pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always"),
             pre_tokenizers.Punctuation("isolated"),
             pre_tokenizers.Digits(individual_digits=True),

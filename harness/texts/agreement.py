@@ -67,7 +67,7 @@ def judge_agreement(
         return Verdict(Outcome.FAIL, numbers, {}, f"zero {unit} were compared")
     if not wrong:
         return Verdict(Outcome.PASS, numbers, {})
-    lines = [f"{wrong} of {count} {unit} differ from the checkpoint's own; made as small as they go:"]
+    lines = [f"{wrong} of {count} {unit} differ from the checkpoint's own; made small:"]
     lines += [f"  {shown(one.given)}: {one.problem}" for one in found[:_SPELLED_OUT]]
     if len(found) > _SPELLED_OUT:
         lines.append(f"  and {len(found) - _SPELLED_OUT} more")

@@ -18,6 +18,8 @@ from harness.drawn import examples
 DRAWN = 40
 """Texts that hypothesis draws of each kind."""
 
+# Pieces of a vocabulary to a text.
+_ROW = 32
 _WORDS = (
     "Hello",
     "world",
@@ -70,7 +72,13 @@ _JOINED = (
 
 def _of_words(added: Sequence[str]) -> tuple[list[str], SearchStrategy[str]]:  # noqa: ARG001 - each kind takes them
     written = ["", " ", "a", "The quick brown fox jumps over the lazy dog.", "  two  spaces ", "\ttab\r\nline\n"]
-    written += ["I'm, you'll, we've; he'd 'twas", "if x<3:\n    return [1,2,3]\n\n\n# done", *_WORDS, *_SPACES]
+    written += [
+        "wait , what ? yes ! ' no ' .",
+        "I'm, you'll, we've; he'd 'twas",
+        "if x<3:\n    return [1,2,3]\n\n\n# done",
+        *_WORDS,
+        *_SPACES,
+    ]
     return written, _joined(st.sampled_from(_WORDS + _SPACES), 12)
 
 
@@ -118,15 +126,26 @@ _KINDS: dict[str, Callable[[Sequence[str]], tuple[list[str], SearchStrategy[str]
 }
 PROMPTS = "prompts"
 """The kind of the texts of the prompt suites, which are the caller's to bring."""
-KINDS = (PROMPTS, *_KINDS)
+VOCABULARY = "vocabulary"
+"""The kind of the texts of the vocabulary's own tokens: see `of_vocabulary`."""
+KINDS = (PROMPTS, VOCABULARY, *_KINDS)
 """Every kind of text."""
 
 
 @lru_cache(maxsize=64)
 def texts(kind: str, added: tuple[str, ...]) -> tuple[str, ...]:
-    """The texts of a kind but for `prompts`, each once; `added` are the tokenizer's added tokens as texts."""
+    """The texts of one of the other kinds, each once; `added` are the tokenizer's added tokens as texts."""
     written, drawn = _KINDS[kind](added)
     return tuple(dict.fromkeys((*written, *examples(drawn, DRAWN))))
+
+
+def of_vocabulary(pieces: Sequence[str]) -> list[str]:
+    """Texts in which every piece of a vocabulary occurs, side by side with others and by itself.
+
+    Every merge that makes a token is used, so that tables of merges in another order, or with one missing, show.
+    """
+    rows = [pieces[start : start + _ROW] for start in range(0, len(pieces), _ROW)]
+    return list(dict.fromkeys(text for row in rows for text in ("".join(row), " ".join(reversed(row)))))
 
 
 def token_lists(vocabulary: int, single_bytes: Mapping[int, int]) -> list[list[int]]:

@@ -44,6 +44,13 @@ class Oracle:
         self._checkpoint = checkpoint
         self._template: ChatTemplate | None = None
 
+    def pieces(self) -> list[str]:
+        """The texts of the tokens that are whole characters, in the order of their ids; added tokens are left out."""
+        added = set(self._tokenizer.get_added_tokens_decoder())
+        single = set(self.bytes.values())
+        ids = sorted(set(self._tokenizer.get_vocab(with_added_tokens=False).values()) - added - single)
+        return [text for text in self._tokenizer.decode_batch([[i] for i in ids]) if text and "\ufffd" not in text]
+
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids of a text; with `special`, those around it that the tokenizer adds by itself."""
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)

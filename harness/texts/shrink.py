@@ -3,28 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 S = TypeVar("S", str, list[int])
 
-# One more call to a worker each; a text of 5,000 characters is down to one of them after some 30.
-_MOST_ROUNDS = 120
-# Candidates of one call.
+# Characters or tokens that may be asked about in all: a second of a tokenizer's time, or a few.
+_MOST_ITEMS = 200_000
+# Candidates of one question.
 _MOST_CANDIDATES = 128
 
 
+class Questions(Generic[S]):
+    """Which of some inputs fail, asked as long as there is time; thereafter none is said to."""
+
+    def __init__(self, fails: Callable[[Sequence[S]], Sequence[bool]], items: int = _MOST_ITEMS) -> None:
+        self._fails: Callable[[Sequence[S]], Sequence[bool]] = fails
+        self._items = items
+
+    def first_failing(self, candidates: Sequence[S]) -> S | None:
+        """The first of some candidates that fails, or None."""
+        for first in range(0, len(candidates), _MOST_CANDIDATES):
+            some = candidates[first : first + _MOST_CANDIDATES]
+            for candidate, bad in zip(some, self.failing(some), strict=True):
+                if bad:
+                    return candidate
+        return None
+
+    def failing(self, some: Sequence[S]) -> Sequence[bool]:
+        """Whether each input fails."""
+        self._items -= sum(map(len, some))
+        return [False] * len(some) if self.exhausted else self._fails(some)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no more is asked."""
+        return self._items < 0
+
+
 def causes(wrong: Sequence[S], fails: Callable[[Sequence[S]], Sequence[bool]], most: int) -> tuple[list[S], list[S]]:
-    """The smallest failing parts of inputs that fail, at most so many; and what these do not explain.
+    """Small failing parts of inputs that fail, at most so many; and what these do not explain.
 
     Once a part is found it is taken out of all inputs, and those that no longer fail are explained by it.
     """
+    questions = Questions(fails)
     small: list[S] = []
     left = sorted(wrong, key=len)
-    while left and len(small) < most:
-        part = shrink(left[0], fails)
+    while left and len(small) < most and not questions.exhausted:
+        part = shrink(left[0], questions)
         small.append(part)
         without = [_without(given, part) for given in left]
-        left = [given for given, bad in zip(without, fails(without), strict=True) if bad]
+        still = questions.failing(without)
+        left = left[1:] if questions.exhausted else [given for given, bad in zip(without, still, strict=True) if bad]
     return small, left
 
 
@@ -38,15 +67,16 @@ def _without(given: S, part: S) -> S:
     return kept
 
 
-def shrink(failing: S, fails: Callable[[Sequence[S]], Sequence[bool]]) -> S:
-    """The smallest part of a failing input that is found to fail as well: none of its items can be left out.
+def shrink(failing: S, questions: Questions[S]) -> S:
+    """A small part of a failing input that fails as well; in time enough, one none of whose items can be left out.
 
-    `fails` says of many candidates at once which of them fail. It is delta debugging (Zeller and Hildebrandt, 2002)
-    with complements only: ever smaller pieces are left out, and the first candidate that still fails is gone on with.
+    It is delta debugging (Zeller and Hildebrandt, 2002) with complements only: ever smaller pieces are left out, and
+    the first candidate that still fails is gone on with.
     """
     size = max(1, len(failing) // 2)
-    for _ in range(_MOST_ROUNDS):
-        smaller = _first_failing(failing, size, fails)
+    while failing and not questions.exhausted:
+        candidates = [failing[:start] + failing[start + size :] for start in range(0, len(failing), size)]
+        smaller = questions.first_failing(candidates)
         if smaller is not None:
             failing = smaller
             size = min(size, max(1, len(failing) // 2))
@@ -55,13 +85,3 @@ def shrink(failing: S, fails: Callable[[Sequence[S]], Sequence[bool]]) -> S:
         else:
             size //= 2
     return failing
-
-
-def _first_failing(failing: S, size: int, fails: Callable[[Sequence[S]], Sequence[bool]]) -> S | None:
-    candidates = [failing[:start] + failing[start + size :] for start in range(0, len(failing), size)]
-    for first in range(0, len(candidates), _MOST_CANDIDATES):
-        some = candidates[first : first + _MOST_CANDIDATES]
-        for candidate, bad in zip(some, fails(some), strict=True):
-            if bad:
-                return candidate
-    return None

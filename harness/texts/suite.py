@@ -166,6 +166,8 @@ def _texts(session: TargetSession, oracle: Oracle, kind: str) -> list[str]:
 
     A prompt with control characters is left to the kind of these, so that what fails by them fails there only.
     """
+    if kind == corpus.VOCABULARY:
+        return corpus.of_vocabulary(oracle.pieces())
     if kind != corpus.PROMPTS:
         return list(corpus.texts(kind, oracle.added_tokens))
     prompts = [prompt for suite in session.run.settings.suites for prompt in suite.prompts]

@@ -28,6 +28,7 @@ from harness.weights import ArtifactWeights
 from planted_cache import PlantedCache, fault
 from planted_harm import harm
 from planted_operators import PlantedBench
+from planted_tokenizer import PlantedTokenizer
 
 
 class PlantedBackend:
@@ -152,6 +153,9 @@ class PlantedSession:
         if self._device == "pretender":  # it says npu, and nothing measured says so too
             return Evidence(EvidenceLevel.BY_CONSTRUCTION, (DeviceKind.NPU,), ("NPU",), "its own word")
         return Evidence(EvidenceLevel.BY_CONSTRUCTION, (DeviceKind.CPU,), ("cpu",), "the only device NumPy has")
+
+    def tokenizer(self) -> PlantedTokenizer:
+        return PlantedTokenizer(self._checkpoint.path)
 
     def half_a_surrogate(self) -> str:
         return chr(0xD800)
