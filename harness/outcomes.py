@@ -109,8 +109,11 @@ def _of_error(error: BaseException) -> Finding | None:
 
 def _waived(state: State, item: pytest.Item, case: CaseId, finding: Finding) -> tuple[Finding, Waiver | None]:
     session = item.session.stash.get(SESSION, None)
-    versions = session.versions() if session is not None and session.target == case.target else {}
-    applying = applying_waivers(state.waivers(), case.target, case.case, state.checkpoint()[0].name, versions)
+    loaded = session if session is not None and session.target == case.target else None
+    versions = loaded.versions() if loaded is not None else {}
+    computes = loaded.info.arithmetic if loaded is not None and loaded.info is not None else None
+    checkpoint = state.checkpoint()[0].name
+    applying = applying_waivers(state.waivers(), case.target, case.case, checkpoint, versions, computes)
     if not applying:
         return finding, None
     verdict = finding.verdict

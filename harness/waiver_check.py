@@ -93,7 +93,9 @@ def _of_waiver(waiver: Waiver, records: Sequence[tuple[str, RunRecord]]) -> Iter
             yield Found(waiver.id, True, f"{_cases(passing)} now in {name}: delete or narrow the waiver")
     if not judged:
         why = (
-            "other checkpoints or versions than the defect's were run" if other_versions else "its targets were not run"
+            "other checkpoints or versions than the defect's were run"
+            if other_versions
+            else "its targets were not run"
         )
         yield Found(waiver.id, False, f"says nothing of these runs: {why}")
     elif not needed:
@@ -105,10 +107,14 @@ def _covers(waiver: Waiver, case: CaseRecord) -> bool:
 
 
 def _applies(waiver: Waiver, case: CaseRecord, record: RunRecord) -> bool:
-    """Whether checkpoint and versions are the defect's. A session that never loaded tells no versions: as in a run."""
+    """Whether checkpoint, versions and what is computed in are the defect's.
+
+    A session that never loaded tells neither of the latter: as in a run.
+    """
     checkpoint = record.checkpoint.name if record.checkpoint else ""
-    versions = next((session.info.versions for session in record.sessions if session.target == case.target), {})
-    return waiver.applies(Target.parse(case.target), case.case, checkpoint, versions)
+    info = next((session.info for session in record.sessions if session.target == case.target), None)
+    versions, computes = ({}, None) if info is None else (info.versions, info.arithmetic)
+    return waiver.applies(Target.parse(case.target), case.case, checkpoint, versions, computes)
 
 
 def _is_known(waiver: Waiver, case: CaseRecord) -> bool:

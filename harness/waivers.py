@@ -13,7 +13,7 @@ import msgspec
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from harness.errors import PolicyError
-from harness.target import Target, matches
+from harness.target import Precision, Target, matches
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -45,12 +45,17 @@ class Waiver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     url: str
     owner: str
     expires: datetime.date
+    computes: tuple[Precision, ...] = ()
+    """The precisions, as the runtime reports them, in which it has the defect; empty where that does not matter."""
 
-    def applies(self, target: Target, case: str, checkpoint: str, versions: Mapping[str, str]) -> bool:
-        """Whether target, case, checkpoint and the installed versions are those of the defect."""
+    def applies(
+        self, target: Target, case: str, checkpoint: str, versions: Mapping[str, str], computes: Precision | None = None
+    ) -> bool:
+        """Whether target, case, checkpoint, the installed versions and what is computed in are those of the defect."""
         known = any(fnmatch.fnmatchcase(checkpoint, glob) for glob in self.checkpoints)
         return (
             known
+            and (not self.computes or computes in self.computes)
             and self.covers(target, case)
             and all(
                 name in versions and SpecifierSet(wanted).contains(versions[name], prereleases=True)
@@ -124,7 +129,12 @@ def _problem(waiver: Waiver) -> str | None:
 
 
 def applying_waivers(
-    waivers: tuple[Waiver, ...], target: Target, case: str, checkpoint: str, versions: Mapping[str, str]
+    waivers: tuple[Waiver, ...],
+    target: Target,
+    case: str,
+    checkpoint: str,
+    versions: Mapping[str, str],
+    computes: Precision | None = None,
 ) -> list[Waiver]:
     """The waivers that apply, expired or not: an expired one fails its case by name."""
-    return [waiver for waiver in waivers if waiver.applies(target, case, checkpoint, versions)]
+    return [waiver for waiver in waivers if waiver.applies(target, case, checkpoint, versions, computes)]

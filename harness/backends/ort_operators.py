@@ -31,6 +31,8 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "dml": "DmlExecutionProvider", "cud
 # Columns that share a scale, and int8 activations, by the builder's defaults.
 _BLOCK = 32
 _INT8_ACTIVATIONS = 4
+# Bytes of a constant that is given to a session apart from its model.
+_LARGE = 1 << 20
 
 
 class OrtBench:
@@ -104,11 +106,14 @@ class OrtBench:
         key = (case.operator, tuple(case.sizes.items()), case.seed)
         if self._last is None or self._last[0] != key:
             self._last = None  # the memory of the one before is needed
-            self._last = (key, self._load(model(case, inputs, self._dtype, int8=self._cpu)))
+            self._last = (key, self._load(*model(case, inputs, self._dtype, int8=self._cpu)))
         return self._last[1]
 
-    def _load(self, built: bytes) -> Any:
+    def _load(self, built: bytes, large: Mapping[str, NDArray[Any]]) -> Any:
         options = self._runtime.SessionOptions()
+        values = [self._runtime.OrtValue.ortvalue_from_numpy(value) for value in large.values()]
+        if large:
+            options.add_external_initializers(list(large), values)
         if self._provider != _PROVIDERS["cpu"]:
             # What the device cannot run must not be computed elsewhere without a word.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -135,9 +140,11 @@ def _lacks(target: Target) -> dict[str, str]:
     return lacks
 
 
-def model(case: Case, inputs: Inputs, dtype: Any, *, int8: bool) -> bytes:
-    """A serialised model of a case's operator, in the form of GenAI's builder; `int8` states accuracy_level 4."""
-    import onnx
+def model(case: Case, inputs: Inputs, dtype: Any, *, int8: bool) -> tuple[bytes, dict[str, NDArray[Any]]]:
+    """A serialised model of a case's operator, in the form of GenAI's builder; `int8` states accuracy_level 4.
+
+    Constants too large to be serialised in no time come beside it, by name.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     build: dict[str, Callable[..., Built]] = {
@@ -163,10 +170,25 @@ def model(case: Case, inputs: Inputs, dtype: Any, *, int8: bool) -> bytes:
             value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.INT32, shapes[value.name]))
     results = [name for name in ("y", "present_key", "present_value") if name in made]
     outputs = [helper.make_tensor_value_info(name, element, None) for name in results]
-    tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    large = {name: np.ascontiguousarray(value) for name, value in constants.items() if value.nbytes > _LARGE}
+    tensors = [
+        _elsewhere(name, value) if name in large else numpy_helper.from_array(value, name)
+        for name, value in constants.items()
+    ]
     graph = helper.make_graph(nodes, case.operator, inputs_of, outputs, tensors)
     opsets = [helper.make_opsetid("", 22), helper.make_opsetid(_DOMAIN, 1)]
-    return bytes(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
+    made_of_it = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return bytes(made_of_it.SerializeToString()), large
+
+
+def _elsewhere(name: str, value: NDArray[Any]) -> Any:
+    """A constant whose values the session is given apart from the model."""
+    from onnx import TensorProto, helper
+
+    found = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(value.dtype), dims=value.shape)
+    found.data_location = TensorProto.EXTERNAL
+    found.external_data.add(key="location", value="given-apart")
+    return found
 
 
 def _matmul(helper: Any, case: Case, inputs: Inputs, dtype: Any, int8: bool) -> Built:

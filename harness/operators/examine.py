@@ -66,8 +66,8 @@ class Bound:
 def examine(call: Call, target: Target, operator: str, shapes: Sequence[int]) -> Verdict:
     """One operator in some of the shapes that are drawn, by their numbers, in each with every kind of value.
 
-    Shape 0 is the simplest; an operator of few sizes may have fewer shapes. What fails is shrunk first. Raises Unsupported
-    where the target lacks the operator.
+    Shape 0 is the simplest; an operator of few sizes may have fewer shapes. What fails is shrunk first.
+    Raises Unsupported where the target lacks the operator.
     """
     bound = Bound(call, target)
     bound.require(operator)

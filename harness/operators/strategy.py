@@ -13,6 +13,7 @@ from hypothesis.strategies import SearchStrategy
 
 from harness.operators.bench import Offer
 from harness.operators.case import Case, Values
+from harness.operators.catalogue import OPERATORS
 from harness.target import Precision
 
 # Around the borders of 16, 32 and 128, between which kernels take their tails. Only products have tiles so large.
@@ -44,11 +45,12 @@ def series(operator: str, offer: Offer) -> SearchStrategy[tuple[Case, ...]]:
     kinds = _KINDS.get(family, _FINITE)
     counts = st.sampled_from(_ROWS if family == "matmul" else _FEW_ROWS)
     rows = _calls() if family == "attention" else counts.map(lambda count: (count,))
-    grid = offer.numerics.grid
+    grid, named = offer.numerics.grid, OPERATORS[operator].sizes
 
     def make(shape: dict[str, int], seed: int, calls: tuple[tuple[int, ...], ...]) -> tuple[Case, ...]:
         pairs = zip(kinds, calls, strict=True)
-        return tuple(Case(operator, grid, rows, shape, values, seed) for values, rows in pairs)
+        ordered = {name: shape[name] for name in (*named, *shape)}  # hypothesis draws them in any order
+        return tuple(Case(operator, grid, rows, ordered, values, seed) for values, rows in pairs)
 
     once = rows.map(lambda calls: (calls,) * len(kinds))
     return st.builds(make, sizes, _SEEDS, once if offer.static else st.tuples(*[rows] * len(kinds)))

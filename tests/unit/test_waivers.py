@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from harness.errors import PolicyError
-from harness.target import Target
+from harness.target import Precision, Target
 from harness.waivers import Waiver, applying_waivers, read_waivers
 
 _TARGET = Target.parse("ort-genai:dml:int4")
@@ -193,3 +193,12 @@ def test_a_waiver_of_a_target_covers_it_on_every_host_and_one_of_a_host_on_that_
     assert one.covers(there, "test_logits[window]")
     assert not one.covers(elsewhere, "test_logits[window]")
     assert not one.covers(_TARGET, "test_logits[window]")
+
+
+def test_a_waiver_for_a_precision_applies_where_the_runtime_reports_it() -> None:
+    half = msgspec.structs.replace(_WAIVER, computes=(Precision.BF16,))
+    case = (_TARGET, "test_logits[window]", "phi-3-tiny", _BROKEN)
+    assert half.applies(*case, Precision.BF16)
+    assert not half.applies(*case, Precision.FP32)
+    assert not half.applies(*case)
+    assert applying_waivers((half,), *case, Precision.BF16) == [half]
