@@ -13,7 +13,6 @@ from harness.devices import parse_interpreters
 from harness.errors import Stage, UsageError
 from harness.lab import parse_hosts
 from harness.operators.case import parse_case
-from harness.operators.examine import replay
 from harness.target import Target
 
 
@@ -27,6 +26,8 @@ def operator(target: str, case: str, interpreter: tuple[str, ...], host: tuple[s
 
     Ends with status 0 if it is right, 1 if it is wrong, 2 if it cannot be run.
     """
+    from harness.operators.examine import replay  # hypothesis takes a while to import, for which others have no use
+
     asked, parsed = Target.parse(target), parse_case(case)
     with machines.crew(parse_interpreters(list(interpreter)), parse_hosts(host)) as crew:
         if asked.backend not in crew.backends:
