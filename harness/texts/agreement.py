@@ -97,7 +97,8 @@ def text_problem(due: str, reply: Reply) -> str:
 def first_problem(problem: Callable[[str, Reply], str], due: Due, reply: Reply) -> str:
     """What is wrong with a reply by its first reading; empty where it is right by any of them."""
     if due.loose and reply.raised is None:
-        reply = Reply([*map(_one_each, reply.value)] if isinstance(reply.value, list) else _one_each(reply.value))
+        pieces = isinstance(reply.value, list)
+        reply = Reply(_pieces_one_each(reply.value) if pieces else _one_each(reply.value))
         due = Due(tuple(map(_one_each, due.readings)))
     found = [problem(reading, reply) for reading in due.readings]
     return found[0] if all(found) else ""
@@ -139,6 +140,12 @@ def gives_early(replies: Sequence[Reply]) -> bool:
 
 def _one_each(text: str) -> str:
     return re.sub("\ufffd+", "\ufffd", text)
+
+
+def _pieces_one_each(pieces: Sequence[str]) -> list[str]:
+    """Pieces that joined have one U+FFFD for each run of them, though the run be spread over several pieces."""
+    until = [_one_each("".join(pieces[: index + 1])) for index in range(len(pieces))]
+    return [text[len(before) :] for before, text in zip(["", *until], until, strict=False)]
 
 
 def _at_difference(found: str, due: str) -> str:

@@ -43,7 +43,8 @@ class Questions(Generic[S]):
 def causes(wrong: Sequence[S], fails: Callable[[Sequence[S]], Sequence[bool]], most: int) -> tuple[list[S], list[S]]:
     """Small failing parts of inputs that fail, at most so many; and what these do not explain.
 
-    Once a part is found it is taken out of all inputs, and those that no longer fail are explained by it.
+    Once a part is found it is taken out of all inputs, and those that no longer fail are explained by it. Where nothing
+    at all fails, that explains everything.
     """
     questions = Questions(fails)
     small: list[S] = []
@@ -51,6 +52,8 @@ def causes(wrong: Sequence[S], fails: Callable[[Sequence[S]], Sequence[bool]], m
     while left and len(small) < most and not questions.exhausted:
         part = shrink(left[0], questions)
         small.append(part)
+        if not part:  # nothing at all fails, so that no more can be told apart
+            return small, []
         without = [_without(given, part) for given in left]
         still = questions.failing(without)
         left = left[1:] if questions.exhausted else [given for given, bad in zip(without, still, strict=True) if bad]
@@ -61,7 +64,7 @@ def _without(given: S, part: S) -> S:
     """An input with every occurrence of a part taken out, each after the one before it."""
     kept, start, size = given[:0], 0, len(part)
     while start < len(given):
-        found = size > 0 and given[start : start + size] == part
+        found = given[start : start + size] == part
         kept += given[:0] if found else given[start : start + 1]
         start += size if found else 1
     return kept
