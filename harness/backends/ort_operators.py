@@ -36,11 +36,18 @@ _LARGE = 1 << 20
 
 
 class OrtBench:
-    """Models of single operators; `device_id` is the adapter of an indexed device, None for the first."""
+    """Models of single operators, on a target's execution provider with its options.
+
+    Raises Unsupported where ONNX Runtime, or the provider, is not installed.
+    """
 
     def __init__(self, target: Target, provider_options: Mapping[str, str]) -> None:
-        import onnxruntime
-
+        try:
+            import onnxruntime
+        except ImportError:  # some builds of GenAI bring the library and not its Python package
+            raise Unsupported(
+                "the interpreter has GenAI and no onnxruntime package", "python -m pip install onnxruntime"
+            ) from None
         self._runtime = onnxruntime
         self._provider = _PROVIDERS[target.base_device]
         if self._provider not in onnxruntime.get_available_providers():
