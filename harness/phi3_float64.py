@@ -10,6 +10,7 @@ by one layer in float64 whatever the size of the model.
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,8 +22,11 @@ from harness.checkpoint import Checkpoint
 from harness.errors import CheckpointError
 from harness.longrope import fed_lengths, switch_of
 from harness.tensor_files import TensorFiles
+from harness.weights import Statement
 
 Array = NDArray[np.float64]
+# Frequencies that lie nearer than this, relatively, differ by the rounding of FP32 and not of FP16.
+_SAME = 2.0**-20
 
 
 class Weights:
@@ -136,39 +140,62 @@ def _rotation(config: dict[str, Any], n: int, prefill: int) -> tuple[Array, Arra
     return np.cos(angles)[:, None, :] * factor, np.sin(angles)[:, None, :] * factor
 
 
-def row_frequencies(config: Mapping[str, Any], n: int, prefill: int) -> tuple[Array, float]:
+class Halved(enum.Enum):
+    """What of the rotary embedding an artifact holds in FP16.
+
+    OpenVINO's FP16 exports do: plain frequencies as such; of LongRoPE the factors, and the powers of the base that they
+    are multiplied with where these fit. Frequencies are up to 0.1 % wrong then, by the artifact and by no kernel.
+    """
+
+    NOTHING = ()
+    FREQUENCIES = ("frequencies",)
+    FACTORS = ("factors",)
+    FACTORS_AND_POWERS = ("factors", "powers")
+
+
+def row_frequencies(
+    config: Mapping[str, Any], n: int, prefill: int, halved: Halved = Halved.NOTHING
+) -> tuple[Array, float]:
     """Rotary frequencies of each of n tokens, the first `prefill` fed at once, and the factor; see `frequencies`.
 
     `[n, r]`, or `[1, r]` where they are the same for all.
     """
     lengths = fed_lengths(n, prefill)
     switch = switch_of(config) or n
-    first, factor = frequencies(config, int(lengths.min(initial=n)))
-    last, _ = frequencies(config, n)
+    first, factor = frequencies(config, int(lengths.min(initial=n)), halved)
+    last, _ = frequencies(config, n, halved)
     rows = np.where(lengths[:, None] > switch, last, first) if lengths.min(initial=n) <= switch < n else last[None]
     return rows, factor
 
 
-def frequencies(config: Mapping[str, Any], n: int) -> tuple[Array, float]:
+def frequencies(config: Mapping[str, Any], n: int, halved: Halved = Halved.NOTHING) -> tuple[Array, float]:
     """Rotary frequencies `[r]` for a sequence of n tokens, in radians a position, and the factor on cosines and sines.
 
-    Raises CheckpointError for a kind of rotary embedding that Phi-3 does not have.
+    `halved`: as an artifact has them that holds so much of them in FP16. Raises CheckpointError for a kind of rotary
+    embedding that Phi-3 does not have.
     """
     # transformers 5 writes rope_parameters; 4 wrote rope_theta and rope_scaling.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
     partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     size = int(_head_size(config) * float(partial))
-    plain: Array = theta ** (-np.arange(0, size, 2, dtype=np.float64) / size)
+    powers: Array = theta ** (np.arange(0, size, 2, dtype=np.float64) / size)
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind in ("longrope", "su"):
-        return _longrope(config, rope, plain, n)
+        return _longrope(config, rope, powers, n, halved)
     if kind != "default":
         raise CheckpointError(f"rotary embeddings of type {kind!r} are not known to Phi-3", "restore config.json")
-    return plain, 1.0
+    return _held(1.0 / powers, "frequencies", halved), 1.0
 
 
-def _longrope(config: Mapping[str, Any], rope: Mapping[str, Any], plain: Array, n: int) -> tuple[Array, float]:
+def _held(values: Array, part: str, halved: Halved) -> Array:
+    """A part of the rotary embedding as it is held: in FP16, out of FP32, or exactly."""
+    return values.astype(np.float32).astype(np.float16).astype(np.float64) if part in halved.value else values
+
+
+def _longrope(
+    config: Mapping[str, Any], rope: Mapping[str, Any], powers: Array, n: int, halved: Halved
+) -> tuple[Array, float]:
     """Frequencies for a sequence of n tokens, and the factor on cosines and sines (LongRoPE, arXiv 2402.13753)."""
     original = switch_of(config)
     if original is None:
@@ -178,4 +205,18 @@ def _longrope(config: Mapping[str, Any], rope: Mapping[str, Any], plain: Array, 
     factor = rope.get("attention_factor")
     if factor is None:
         factor = 1.0 if ratio <= 1.0 else math.sqrt(1.0 + math.log(ratio) / math.log(original))
-    return plain / stretch, float(factor)
+    return 1.0 / (_held(stretch, "factors", halved) * _held(powers, "powers", halved)), float(factor)
+
+
+def halved_rotary(statements: Sequence[Statement], config: Mapping[str, Any]) -> Halved:
+    """What an artifact holds in FP16 of the checkpoint's own rotary embedding, by the frequencies that it states.
+
+    Any other frequencies are for the audit to find.
+    """
+    lengths = {"rotary_inv_freq": 1, "rotary_inv_freq_long": int(config["max_position_embeddings"])}
+    stated = [(found.value, lengths[found.what]) for found in statements if found.what in lengths]
+    for halved in Halved:
+        expected = [(value, frequencies(config, length, halved)[0]) for value, length in stated]
+        if expected and all(a.shape == b.shape and np.allclose(a, b, _SAME, 0.0) for a, b in expected):
+            return halved
+    return Halved.NOTHING

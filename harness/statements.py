@@ -33,7 +33,8 @@ import numpy as np
 
 from harness.checkpoint import Checkpoint
 from harness.layout import Layout
-from harness.phi3_float64 import frequencies
+from harness.longrope import switch_of
+from harness.phi3_float64 import Halved, frequencies
 from harness.weights import Array, Statement
 
 
@@ -142,8 +143,14 @@ def _length(checkpoint: Checkpoint, *, long: bool) -> int:
 
 
 def _frequencies(checkpoint: Checkpoint, *, long: bool) -> Expected:
-    chosen, _ = frequencies(checkpoint.config, _length(checkpoint, long=long))
-    return Expected((chosen,))
+    length = _length(checkpoint, long=long)
+    chosen, _ = frequencies(checkpoint.config, length)
+    if switch_of(checkpoint.config) is None:
+        return Expected((chosen,))
+    # With two sets the graph computes 1 / (factor x base^(i / size)) itself, in float32: four roundings, and that of
+    # the exponent, which the power makes ln(base^(i / size)) times as large. Its constants may be in FP16.
+    every = tuple(frequencies(checkpoint.config, length, halved)[0] for halved in Halved)
+    return Expected(every, slack=chosen * (4.0 + np.abs(np.log(chosen))) * 2.0**-24)
 
 
 def _factor(checkpoint: Checkpoint) -> Expected:

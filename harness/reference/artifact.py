@@ -16,7 +16,7 @@ from harness.errors import ArtifactError
 from harness.layout import Layout, Place
 from harness.reference.kernels import VARIANTS
 from harness.reference.model import Phi3, Tap, TokenSequence, Weight
-from harness.weights import ArtifactWeights, Quantised, Statement
+from harness.weights import ArtifactWeights, Quantised
 
 # Threads cost more than they give where products are small: 0.5 s against 16 s for 2,500 tokens of the bundled
 # checkpoint on two busy cores.
@@ -31,8 +31,8 @@ class ArtifactReference:
         self.config = config
         self._exact = assemble(weights, config)
         self._rounding = Weights.EXACT
-        self._half_rotary = states_half_rotary(weights.statements(), config)
-        self._model = Phi3(config, self._exact, half_rotary=self._half_rotary)
+        self._halved = phi3_float64.halved_rotary(weights.statements(), config)
+        self._model = Phi3(config, self._exact, halved=self._halved)
         if int(config["hidden_size"]) < _SMALL_HIDDEN:
             torch.set_num_threads(1)
 
@@ -76,7 +76,7 @@ class ArtifactReference:
             held = self._exact
             if dtype is not None:
                 held = {n: w._replace(values=w.values.to(dtype).to(torch.float32)) for n, w in self._exact.items()}
-            self._model, self._rounding = Phi3(self.config, held, half_rotary=self._half_rotary), rounding
+            self._model, self._rounding = Phi3(self.config, held, halved=self._halved), rounding
         return self._model
 
 
@@ -110,14 +110,3 @@ def assemble(weights: ArtifactWeights, config: Mapping[str, Any]) -> dict[str, W
         found[stored.name].values[stored.row : stored.row + stored.rows] = exact
     layout.check_complete(places)
     return found
-
-
-def states_half_rotary(statements: Sequence[Statement], config: Mapping[str, Any]) -> bool:
-    """Whether an artifact holds the checkpoint's own rotary frequencies in FP16, as OpenVINO's FP16 exports do.
-
-    Up to 0.05 % off, which is the artifact's and no kernel's. Any other frequencies are for the audit to find.
-    """
-    stated = [statement.value for statement in statements if statement.what == "rotary_inv_freq"]
-    exact = phi3_float64.frequencies(config, 1)[0].astype(np.float32)
-    half = exact.astype(np.float16).astype(np.float64)
-    return bool(stated) and all(value.shape == half.shape and np.array_equal(value, half) for value in stated)

@@ -19,6 +19,7 @@ from torch import Tensor
 from harness import phi3_float64
 from harness.arithmetic import Arithmetic
 from harness.layout import EMBEDDING, HEAD, NORM
+from harness.phi3_float64 import Halved
 from harness.reference.kernels import PLAIN, Kernels, Variant
 
 
@@ -45,10 +46,12 @@ Tap = Callable[[int, str, Tensor], Tensor | None]
 class Phi3:
     """The model of one configuration on one set of weights."""
 
-    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Weight], *, half_rotary: bool = False) -> None:
-        """`half_rotary`: the artifact holds the rotary frequencies in FP16."""
+    def __init__(
+        self, config: Mapping[str, Any], weights: Mapping[str, Weight], *, halved: Halved = Halved.NOTHING
+    ) -> None:
+        """`halved`: what of the rotary embedding the artifact holds in FP16."""
         self._config = dict(config)
-        self.half_rotary = half_rotary
+        self.halved = halved
         self.weights = weights
         self.layers = int(config["num_hidden_layers"])
         self._heads = int(config["num_attention_heads"])
@@ -156,10 +159,8 @@ class Phi3:
 
     def _rotation(self, n: int, prefill: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines `[n, r]`, from angles in FP32 as the models compute them; see `harness.longrope`."""
-        exact, factor = phi3_float64.row_frequencies(self._config, n, prefill)
+        exact, factor = phi3_float64.row_frequencies(self._config, n, prefill, self.halved)
         frequencies = torch.from_numpy(exact).to(torch.float32)
-        if self.half_rotary:
-            frequencies = frequencies.to(torch.float16).to(torch.float32)
         angles = self._angles(n, frequencies)
         return angles.cos() * factor, angles.sin() * factor
 

@@ -54,7 +54,7 @@ class _Suspect(Phi3):
     """A forward pass with a fault."""
 
     def __init__(self, config: Mapping[str, Any], honest: Phi3, fault: Mapping[str, Any]) -> None:
-        super().__init__(config, honest.weights, half_rotary=honest.half_rotary)
+        super().__init__(config, honest.weights, halved=honest.halved)
         self._fault = fault
         self._now = 0
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.devices import find_interpreter
 from harness.errors import CheckpointError
 from harness.golden import TREE
+from harness.phi3_float64 import Halved
+from harness.weights import Statement
 
 MakeFolder = Callable[..., Path]
 _FACTORS = {"short_factor": [1.0, 1.1, 1.2, 1.4], "long_factor": [1.5, 2.0, 4.0, 8.0]}
@@ -149,6 +152,40 @@ def test_sequences_do_not_influence_one_another(checkpoint: Checkpoint) -> None:
     together = phi3_float64.forward(checkpoint, sequences)
     for sequence, found in zip(sequences, together, strict=True):
         np.testing.assert_array_equal(found, phi3_float64.forward(checkpoint, [sequence])[0])
+
+
+def _stated(config: dict[str, Any], halved: Halved) -> list[Statement]:
+    """Rotary frequencies as an artifact states them that holds so much of them in FP16, computed in FP32."""
+    lengths = {"rotary_inv_freq": 1, "rotary_inv_freq_long": config["max_position_embeddings"]}
+    return [
+        Statement(what, phi3_float64.frequencies(config, n, halved)[0].astype(np.float32).astype(np.float64), "a graph")
+        for what, n in lengths.items()
+        if what == "rotary_inv_freq" or "rope_scaling" in config
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "halved"),
+    [
+        ("plain", Halved.NOTHING),
+        ("plain", Halved.FREQUENCIES),
+        ("longrope", Halved.NOTHING),
+        ("longrope", Halved.FACTORS),
+        ("longrope", Halved.FACTORS_AND_POWERS),
+    ],
+)
+def test_what_an_artifact_holds_in_half_precision_is_told_by_the_frequencies_that_it_states(
+    make_folder: MakeFolder, name: str, halved: Halved
+) -> None:
+    changes = {**_CONFIGURATIONS[name], "hidden_size": 32}
+    if name == "longrope":
+        factors = {"short_factor": [1.0] * 8, "long_factor": [1.1, 1.3, 1.7, 2.3, 3.1, 4.7, 6.1, 8.3]}
+        changes["rope_scaling"] = {"type": "longrope", **factors}
+    config = open_checkpoint(make_folder(**changes)).config
+    assert phi3_float64.halved_rotary(_stated(config, halved), config) is halved
+    off = [msgspec.structs.replace(one, value=one.value * 1.0005) for one in _stated(config, halved)]
+    assert phi3_float64.halved_rotary(off, config) is Halved.NOTHING
+    assert phi3_float64.halved_rotary([], config) is Halved.NOTHING
 
 
 def _replace(folder: Path, change: Callable[[dict[str, NDArray[Any]]], object]) -> Checkpoint:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import phi3_float64
+from harness import family, phi3_float64
 from harness.arithmetic import Arithmetic, CachePrecision, Weights, caches_up_to
 from harness.backend import load_backend
 from harness.checkpoint import Checkpoint, open_checkpoint
@@ -55,6 +55,23 @@ def test_past_the_window_too(worker: Worker, bundled: Checkpoint) -> None:
     exact = phi3_float64.forward(bundled, [tokens])[0]
     found = ask(worker, "reference_logits", Arithmetic(), tokens, len(tokens) - 9)
     assert np.abs(found - exact).max() < 1e-4
+
+
+@pytest.mark.parametrize("member", family.MEMBERS.values())
+def test_across_longropes_switch_keys_keep_the_factors_they_were_rotated_with(
+    worker: Worker, bundled: Checkpoint, member: str
+) -> None:
+    checkpoint = open_checkpoint(TREE / "golden" / member / "checkpoint")
+    opening = {"backend": "pytorch", "artifact": str(checkpoint.path), "config": checkpoint.config}
+    tokens = [token % 400 for token in TOKENS * 6]
+    try:
+        assert worker.call(Stage.LOAD, "open_reference", **opening) == ""
+        for prefill in (60, 64, 65, len(tokens)):
+            exact = phi3_float64.forward(checkpoint, [tokens], [prefill])[0]
+            assert np.abs(ask(worker, "reference_logits", Arithmetic(), tokens, prefill) - exact).max() < 1e-4
+    finally:
+        restored = {"backend": "pytorch", "artifact": str(bundled.path), "config": bundled.config}
+        worker.call(Stage.LOAD, "open_reference", **restored)
 
 
 @pytest.mark.parametrize("cache", [CachePrecision.U8, CachePrecision.F16], ids=lambda cache: cache.value)

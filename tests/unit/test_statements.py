@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harness.checkpoint import Checkpoint, open_checkpoint
-from harness.phi3_float64 import frequencies
+from harness.phi3_float64 import Halved, frequencies
 from harness.statements import ALWAYS, agrees, expected
 from harness.weights import Statement
 
@@ -78,6 +78,18 @@ def test_rotary_tables_may_be_rounded_but_not_of_another_base(what: str, dtype: 
             angles = np.arange(40)[:, None] * changed
             changed = (np.cos(angles) if "cos" in what else np.sin(angles)) * factor
         assert right(grouped, what, changed.astype(dtype)) is verdict, base
+
+
+@pytest.mark.parametrize("halved", Halved, ids=lambda halved: halved.name.lower())
+def test_longropes_factors_may_be_held_in_half_precision_and_nothing_else_is_right(
+    halved: Halved, make_folder: Callable[..., Path]
+) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [1.003, 1.7, 3.1, 4.703]}
+    rope = {"type": "longrope", **factors}
+    checkpoint = open_checkpoint(make_folder("rounded", **{**LONG, "rope_scaling": rope}))
+    held = frequencies(checkpoint.config, 256, halved)[0].astype(np.float32)
+    assert right(checkpoint, "rotary_inv_freq_long", held) is True
+    assert right(checkpoint, "rotary_inv_freq_long", held * np.float32(1.0 + 2e-6)) is False
 
 
 def test_rotary_factor_and_plain_frequencies(grouped: Checkpoint, checkpoint: Checkpoint) -> None:
