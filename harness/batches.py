@@ -13,6 +13,7 @@ import numpy as np
 
 from harness.compare import Outcome, Verdict
 from harness.consistency import Allowance, Comparisons
+from harness.errors import Unsupported
 from harness.sessions import TargetSession
 from harness.stepping import Logits, Oracle, Stepper, text_of
 
@@ -27,8 +28,10 @@ BATCHES: dict[str, tuple[tuple[int, int], ...]] = {
     # A row of one token among long ones, and each prompt in two rows.
     "size-8": ((65, 0), (1, 500), (24, 900), (40, 300), (24, 900), (65, 0), (40, 300), (1, 500)),
 }
-_SIDE_BY_SIDE = ((33, 0), (20, 500))
-_OTHERS = ((33, 700), (20, 500))
+# Places in the goldens' texts that are looked at for one to begin a prompt at.
+_SOUGHT = 256
+# The length of a row and of its neighbour.
+_ROW, _NEIGHBOUR = 20, 33
 
 
 def like_alone(session: TargetSession, name: str) -> Verdict:
@@ -56,17 +59,16 @@ def neighbours(session: TargetSession) -> Verdict:
 
     To the last bit where the runtime repeats itself to the last bit.
     """
-    oracle, stepper = Oracle(session), Stepper(session)
+    stepper = Stepper(session)
     exact = stepper.able.repeats_exactly
-    found = Comparisons(Allowance(1.0, 0.0, "the runtime repeats itself") if exact else oracle.allowance())
-    first, second = (
-        _together(stepper, [_row(session, length, start) for length, start in batch])
-        for batch in (_SIDE_BY_SIDE, _OTHERS)
-    )
-    found.see("a row, and the same row beside another text,", first[1], second[1], 0)
+    found = Comparisons(Allowance(1.0, 0.0, "the runtime repeats itself") if exact else Oracle(session).allowance())
+    row, one = _row(session, _ROW, 500), _row(session, _NEIGHBOUR, 0)
+    other = _row(session, _NEIGHBOUR, 700, unlike=one[0])
+    first, second = _together(stepper, [one, row]), _together(stepper, [other, row])
+    found.see("a row, and the same row beside another text,", first[1], second[1], len(row) - first[1].shape[0])
     verdict = found.verdict()
     if verdict.outcome is Outcome.PASS and np.array_equal(first[0], second[0]):
-        # It is another text there: a batch that answers the same to both has not computed what it was given.
+        # A batch that answers the same to both texts has not computed what it was given.
         return Verdict(Outcome.FAIL, verdict.numbers, verdict.limits, "two different texts in one row gave the same")
     return verdict
 
@@ -75,12 +77,15 @@ def _together(stepper: Stepper, rows: Sequence[tuple[int, ...]]) -> list[Logits]
     return stepper.batch([row[:-_STEPS] for row in rows], [row[-_STEPS:] for row in rows])
 
 
-def _row(session: TargetSession, length: int, start: int) -> tuple[int, ...]:
-    """A prompt with what follows it, as one text; it does not end with a token that a runtime may take for padding."""
+def _row(session: TargetSession, length: int, start: int, unlike: int | None = None) -> tuple[int, ...]:
+    """A prompt with what follows it, as one text, which begins with another token than `unlike`.
+
+    It does not end with a token that a runtime may take for padding. Raises Unsupported where the prompts have no such.
+    """
     checkpoint = session.run.settings.checkpoint
     padding = {*checkpoint.end_tokens, checkpoint.config.get("pad_token_id")}
-    while True:
-        text = text_of(session, length + _STEPS, start)
-        if text[length - 1] not in padding:
+    for begin in range(start, start + _SOUGHT):
+        text = text_of(session, length + _STEPS, begin)
+        if text[length - 1] not in padding and text[0] != unlike:
             return tuple(text)
-        start += 1
+    raise Unsupported("the run's prompts are the same token over and over", "add a prompt with some text to it")

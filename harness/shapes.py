@@ -140,11 +140,13 @@ def pattern(wrong: Sequence[int], asked: Sequence[int]) -> str:
     `wrong` and `asked` ascend; the first are among the second.
     """
     shown = ", ".join(f"{a}" if a == b else f"{a} to {b}" for a, b in _runs(wrong, asked))
-    for modulus in _BORDERS:
+    for modulus in (4, 8, *_BORDERS):
         residue = wrong[0] % modulus
         alike = [n for n in asked if n >= wrong[0] and n % modulus == residue]
         if len(wrong) > 1 and alike == list(wrong):
-            return f"{shown}: all that are {modulus} n + {residue}"
+            return (
+                f"{shown}: all that are {modulus} n + {residue}" if residue else f"{shown}: all multiples of {modulus}"
+            )
     return shown
 
 

@@ -28,6 +28,7 @@ from harness.weights import ArtifactWeights
 from planted_cache import PlantedCache, fault
 from planted_harm import harm
 from planted_operators import PlantedBench
+from planted_shapes import Moods, in_batch, of_length
 from planted_tokenizer import PlantedTokenizer
 
 
@@ -73,17 +74,23 @@ class PlantedBackend:
         return PlantedBench()
 
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
-        check_options(self.name, options, {})
+        check_options(self.name, options, {"threads": ("1", "2")})
         harm("load")
         if fault("one-at-a-time") and target.base_device == "pretender":
             occupy(Path(os.environ["PLANTED_MARK"]))
-        return PlantedSession(artifact, target)
+        return PlantedSession(artifact, target, options)
+
+    def threads_option(self, target: Target) -> str:
+        return "threads"
 
 
 class PlantedSession:
     """The float64 oracle, fed token by token."""
 
-    def __init__(self, artifact: Path, target: Target) -> None:
+    def __init__(self, artifact: Path, target: Target, options: Mapping[str, str] | None = None) -> None:
+        self._options = dict(options or {})
+        self._moods = Moods()
+        self._moods.threads = int(self._options.get("threads", "1"))
         self._checkpoint = open_checkpoint(artifact)
         self._device = "cpu" if fault("silent-fallback") else target.device
         self.cache = PlantedCache(self._checkpoint)
@@ -95,7 +102,8 @@ class PlantedSession:
         return SessionInfo(
             vocabulary=self._checkpoint.vocabulary + fault("other-vocabulary"),
             arithmetic=Precision.INT4 if fault("claims-int4") else Precision.FP32,
-            properties={"pid": str(os.getpid()), "parent": str(os.getppid())},
+            properties={"pid": str(os.getpid()), "parent": str(os.getppid()), "threads": str(self._moods.threads)},
+            load_options=self._options,
             versions={"phi3-planted": "1.0"},
             capabilities=Capabilities(whole_prompt_logits=not fault("declares-last-token"), repeats_exactly=True),
         )
@@ -123,10 +131,23 @@ class PlantedSession:
             time.sleep(0.02)
         if not self.cache.tokens:
             self._prompts.add(tuple(int(token) for token in tokens))
-        if not self.cache.tokens or tokens.size == 1:
-            harm("decode" if self.cache.tokens else "prefill", len(self._prompts))
+        begins = not self.cache.tokens
+        if begins or tokens.size == 1:
+            harm("prefill" if begins else "decode", len(self._prompts))
         logits = self.cache.feed([int(token) for token in tokens])
+        if begins:
+            logits = of_length(logits, tokens.size)
+        logits = logits * self._moods.factor(self._calls, len(self._prompts))
         return _spoil(logits, len(self.cache.tokens), self._calls).astype(np.float32)
+
+    def batch(
+        self, prompts: Sequence[NDArray[np.int64]], continuations: Sequence[NDArray[np.int64]]
+    ) -> list[NDArray[np.float32]]:
+        rows = in_batch(self._forward, [p.tolist() for p in prompts], [c.tolist() for c in continuations])
+        return [found.astype(np.float32) for found in rows]
+
+    def _forward(self, tokens: list[int]) -> NDArray[np.float64]:
+        return phi3_float64.forward(self._checkpoint, [tokens])[0]
 
     def generate(self, prompt: NDArray[np.int64], max_new_tokens: int, end_tokens: Sequence[int]) -> list[int]:
         sequence = [int(token) for token in prompt]
