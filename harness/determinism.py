@@ -103,8 +103,9 @@ def other_threads(session: TargetSession) -> Verdict:
     finally:
         if session.alive:
             _load_again(session, {})
-    if loaded.ignored:
-        raise Unsupported(f"the runtime took {option}={count} and did not heed it")
+    back = loaded.properties.get(option, str(count))  # some runtimes tell nothing of it
+    if back != str(count):
+        raise Unsupported(f"the runtime took {option}={count} and did not heed it: it reads back as {back}")
     found.see(f"the answer with {option}={count}", first, other)
     return found.verdict(f"{option}={count} against the default{' of ' + default if default else ''}")
 
