@@ -25,6 +25,8 @@ from harness.tensor_files import TensorFiles
 from harness.weights import Statement
 
 Array = NDArray[np.float64]
+# Rows of the LM head that are held at once: it may be larger than many layers.
+_HEAD_ROWS = 8192
 # Frequencies that lie nearer than this, relatively, differ by the rounding of FP32 and not of FP16.
 _SAME = 2.0**-20
 
@@ -61,9 +63,15 @@ def forward(
     for layer in range(int(config["num_hidden_layers"])):
         states = _layer(config, weights, f"model.layers.{layer}.", states, rotations)
     tied = bool(config.get("tie_word_embeddings")) and "lm_head.weight" not in weights
-    head = weights[embedding if tied else "lm_head.weight"]
-    norm = weights["model.norm.weight"]
-    return [_rms_norm(state, norm, config) @ head.T for state in states]
+    norm, vocabulary = weights["model.norm.weight"], int(config["vocab_size"])
+    states = [_rms_norm(state, norm, config) for state in states]
+    logits = [np.empty((state.shape[0], vocabulary)) for state in states]
+    for start in range(0, vocabulary, _HEAD_ROWS):
+        rows = slice(start, start + _HEAD_ROWS)
+        head = weights.rows(embedding if tied else "lm_head.weight", rows)
+        for state, out in zip(states, logits, strict=True):
+            out[:, rows] = state @ head.T
+    return logits
 
 
 def _layer(

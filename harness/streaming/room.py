@@ -21,6 +21,6 @@ def least_memory(layout: Layout, prompts: int, longest: int, rows: int) -> int:
     scores = min(3 * longest * longest * layout.heads * 4, _MOST_SCORES)
     drafted = 2 * prompts * 17 * vocabulary
     streaming = 4 * (2 * layer + 2 * rows * hidden + max(longest, 1024) * widest + drafted) + scores
-    # Afterwards two cases are computed in float64: the LM head and a layer, one at a time, and the logits.
-    checking = 12 * max(vocabulary * hidden, layer) + 2 * longest * vocabulary * 8
+    # Afterwards two cases are computed in float64: a layer at a time, and the logits.
+    checking = 8 * layer + 8 * 2 * inner * hidden + 2 * longest * vocabulary * 8
     return _PROCESSES + max(streaming, checking)

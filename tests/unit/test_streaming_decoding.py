@@ -144,7 +144,7 @@ class Table:
         self.passes: list[str] = []
         self.caches: list[list[int]] = []
         self.best: list[list[int]] = []
-        self.left = iter(())
+        self.left: Iterator[int] = iter(())
 
     def call(self, _stage: object, operation: str, **arguments: Any) -> Any:
         return getattr(self, operation)(**arguments)
@@ -157,7 +157,7 @@ class Table:
         assert not trust_remote_code
         self.folder = Path(folder)
         self.folder.mkdir(exist_ok=True)
-        return msgspec.to_builtins(SessionInfo(VOCABULARY, Precision.FP32, {}, {"torch": "0"}, {}))
+        return msgspec.to_builtins(SessionInfo(VOCABULARY, Precision.FP32, {}, {"torch": "0"}, load_options={}))
 
     def stream_caches(self, capacities: list[int]) -> None:
         self.caches = [[] for _ in capacities]
@@ -179,7 +179,7 @@ class Table:
         assert not hidden
         self.passes.append("whole")
         self.left = self.layers()
-        paths = []
+        paths: list[Path] = []
         for text in msgspec.convert(texts, list[Whole]):
             found = rows(text.tokens)
             if (
