@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.errors import ResourceError
 from harness.layout import Layout
+from harness.streaming.room import check_disk
 
 
 class Caches:
@@ -26,13 +26,7 @@ class Caches:
         self._capacities = tuple(capacities)
         needed = self._starts[-1] * 4 * layout.layers
         folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise ResourceError(
-                f"the caches of {len(capacities)} prompts take {needed / 2**30:.1f} GiB; {folder} has "
-                f"{free / 2**30:.1f} GiB free",
-                "free space, or give --golden another disk",
-            )
+        check_disk(folder, needed, f"the caches of {len(capacities)} prompts")
         self._layers = [
             torch.from_numpy(np.memmap(folder / f"{layer}.cache", np.float32, "w+", shape=(max(1, self._starts[-1]),)))
             for layer in range(layout.layers)

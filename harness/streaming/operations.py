@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from harness.backends.pytorch import REFERENCE_OPTIONS
 from harness.checkpoint import open_checkpoint
 from harness.layout import HEAD, Layout
 from harness.streaming.feed import Step, Whole
+from harness.streaming.room import check_disk
 from harness.target import Precision
 from harness.tensor_files import TensorFiles
 
@@ -88,7 +90,8 @@ class Streaming:
     def do_stream_whole(self, texts: list[dict[str, Any]], hidden: bool) -> list[str]:
         """Begin a pass over whole texts; its results come into files `.npy`, whose paths are returned.
 
-        `[n, V]` float32 a text, and after these `[L + 1, n, H]` a text where `hidden`.
+        `[n, V]` float32 a text, and after these `[L + 1, n, H]` a text where `hidden`. Raises ResourceError on a full
+        disk.
         """
         import torch
 
@@ -97,6 +100,7 @@ class Streaming:
         shapes: list[tuple[int, ...]] = [(len(text.tokens), layout.vocabulary) for text in asked]
         if hidden:
             shapes += [(layout.layers + 1, len(text.tokens), layout.hidden) for text in asked]
+        check_disk(self._folder, 4 * sum(map(math.prod, shapes)), f"the results of {len(asked)} prompts")
         paths = [self._folder / f"{next(self._serial)}.npy" for _ in shapes]  # those before may still be mapped
         out = [
             torch.from_numpy(np.lib.format.open_memmap(path, "w+", np.float32, shape))

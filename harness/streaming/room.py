@@ -1,7 +1,11 @@
-"""How much memory a streamed recording takes at least."""
+"""How much memory a streamed recording takes at least, and whether the disk has room for what is mapped."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
+from harness.errors import ResourceError
 from harness.layout import Layout
 
 # What the two processes hold before they hold a model: Python, NumPy, torch, transformers' tokenizer.
@@ -24,3 +28,13 @@ def least_memory(layout: Layout, prompts: int, longest: int, rows: int) -> int:
     # Afterwards two cases are computed in float64: a layer at a time, and the logits.
     checking = 8 * layer + 8 * 2 * inner * hidden + 2 * longest * vocabulary * 8
     return _PROCESSES + max(streaming, checking)
+
+
+def check_disk(folder: Path, needed: int, what: str) -> None:
+    """Raise ResourceError where so many bytes do not fit: a mapped file that finds no room ends its process."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ResourceError(
+            f"{what} take {needed / 2**30:.1f} GiB; {folder} has {free / 2**30:.1f} GiB free",
+            "free space, or give --golden another disk",
+        )

@@ -14,7 +14,7 @@ from harness import phi3_float64
 from harness.backend import load_backend
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.devices import find_interpreter
-from harness.errors import ResourceError, UsageError
+from harness.errors import HarnessError, ResourceError, UsageError
 from harness.golden import TREE, Golden, verify_files
 from harness.layout import Layout
 from harness.longrope import switch_of
@@ -23,7 +23,7 @@ from harness.prompts import PromptSuite, read_suite
 from harness.recording import Streaming, must_stream, record_golden
 from harness.streamed_recording import StreamedReference
 from harness.streaming.decoding import Asked
-from harness.streaming.room import least_memory
+from harness.streaming.room import check_disk, least_memory
 from harness.worker import Worker
 
 LONGROPE = {
@@ -189,6 +189,18 @@ def test_it_streams_where_memory_is_short_and_says_when_that_is_not_enough(
     with pytest.raises(ResourceError, match="even a layer at a time") as caught:
         must_stream(checkpoint, suite, 100 << 20)
     assert "--memory" in caught.value.remedy
+
+
+def test_a_disk_without_room_is_an_error_before_anything_is_mapped(
+    worker: Worker, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    check_disk(tmp_path, 1, "a byte")
+    with pytest.raises(ResourceError, match=r"the caches .* free"):
+        check_disk(tmp_path, 1 << 60, "the caches")
+    reference = StreamedReference(worker, checkpoint, tmp_path / "work", ignore)
+    with pytest.raises(HarnessError, match=r"the caches of 1 prompts take .* GiB free"):
+        reference.answer([Asked("vast", (5,), 1 << 50)])
+    reference.leave(done=True)
 
 
 def test_phi_3_mini_fits_into_six_gigabytes_a_layer_at_a_time() -> None:
