@@ -79,7 +79,7 @@ class _Commands(click.Group):
             error.show()
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
-            click.echo("stopped; nothing half-made was left behind", err=True)
+            click.echo("stopped; no half-made golden or artifact was left behind", err=True)
             sys.exit(130)
 
 
