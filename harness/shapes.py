@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from harness.backend import Capabilities
 from harness.checkpoint import Checkpoint
 from harness.compare import Outcome, Verdict
 from harness.consistency import Comparisons
@@ -23,8 +24,9 @@ _BORDERS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 # How far past the sliding window lengths are asked.
 _PAST = 4
 _ONE_TOKEN_PROMPTS = 4
-# A session that is not asked every length is asked those around borders and one in so many between, off any border.
-_STEP, _BETWEEN = 16, 5
+# A session that computes all lengths in one shape is asked one in so many, and one whose runtime compiles for each one
+# in so many and those around borders; so much longer than a multiple of it, which is off every border.
+_STATIC_STEP, _COMPILED_STEP, _BETWEEN = 16, 32, 5
 # Prompts up to here are held against a text of their own, which is sooner computed than the longest.
 _SHORT = 72
 
@@ -72,15 +74,22 @@ def in_band(session: TargetSession, first: int, last: int) -> Verdict:
     if first > window:
         raise Unsupported(f"the checkpoint's window is {window}, and prompts past it are a case of their own")
     lengths = range(first, min(last, window) + 1)
-    able = Stepper(session).able
-    why = "the session computes all in one shape" if able.max_prompt is not None else ""
-    why = "the runtime compiles for each new length" if able.compiles_lengths else why
-    asked = [n for n in lengths if n % _STEP == _BETWEEN or _at_any_border(n)] if why else list(lengths)
+    asked, why = _worth_asking(Stepper(session).able, lengths)
     verdict = _of_lengths(session, asked)
     numbers = {**verdict.numbers, "lengths": float(len(lengths)), "asked": float(len(asked))}
     note = f"{len(asked)} of {len(lengths)} lengths were asked: {why}" if why else ""
     message = note if verdict.outcome is Outcome.PASS else verdict.message
     return msgspec.structs.replace(verdict, numbers=numbers, message=message)
+
+
+def _worth_asking(able: Capabilities, lengths: Sequence[int]) -> tuple[list[int], str]:
+    """The lengths of a band that a session is asked, and why they are not all."""
+    if able.max_prompt is not None:
+        return [n for n in lengths if n % _STATIC_STEP == _BETWEEN], "the session computes all in one shape"
+    if able.compiles_lengths:
+        asked = [n for n in lengths if n % _COMPILED_STEP == _BETWEEN or _at_any_border(n)]
+        return asked, "the runtime compiles for each new length"
+    return list(lengths), ""
 
 
 def _around(border: int) -> list[int]:
