@@ -5,28 +5,32 @@ import pytest
 from harness.judge import Judge
 from harness.sessions import TargetSession
 from harness.texts import suite
-from harness.texts.corpus import KINDS
+from harness.texts.corpus import KINDS, PROMPTS, SPECIAL_TOKENS
+
+QUICK = (PROMPTS, SPECIAL_TOKENS)
+TEXTS = [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+TOKENS = [*TEXTS, pytest.param(suite.ANY_TOKENS, marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TEXTS)
 def test_encode(session: TargetSession, judge: Judge, kind: str) -> None:
     """Every text becomes the tokens that tokenizer.json makes of it."""
     judge.tokenizer(suite.encoding(session, kind))
 
 
-@pytest.mark.parametrize("kind", [*KINDS, suite.ANY_TOKENS])
+@pytest.mark.parametrize("kind", TOKENS)
 def test_decode(session: TargetSession, judge: Judge, kind: str) -> None:
     """Tokens become the text that tokenizer.json makes of them, with special tokens and without."""
     judge.tokenizer(suite.decoding(session, kind))
 
 
-@pytest.mark.parametrize("kind", [*KINDS, suite.ANY_TOKENS])
+@pytest.mark.parametrize("kind", TOKENS)
 def test_stream(session: TargetSession, judge: Judge, kind: str) -> None:
     """Decoded token by token, the text is the same, and half a character is never given out."""
     judge.tokenizer(suite.streaming(session, kind))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TEXTS)
 def test_round_trip(session: TargetSession, judge: Judge, kind: str) -> None:
     """Where tokenizer.json promises it, a text that is encoded and decoded comes back as it was."""
     judge.tokenizer(suite.round_trips(session, kind))

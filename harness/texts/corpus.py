@@ -17,7 +17,13 @@ from hypothesis.strategies import SearchStrategy
 from harness.drawn import examples
 
 DRAWN = 40
-"""Texts that hypothesis draws of each kind."""
+"""Texts that hypothesis draws of each kind, but for long words, which take a tokenizer's time."""
+_DRAWN_LONG = 10
+
+SPECIAL_TOKENS = "special-tokens"
+"""The kind of texts with special tokens written out."""
+LONG_WORDS = "long-words"
+"""The kind of words and runs of thousands of characters."""
 
 # Pieces of a vocabulary to a text.
 _ROW = 32
@@ -128,8 +134,8 @@ _KINDS: dict[str, Callable[[Sequence[str]], tuple[list[str], SearchStrategy[str]
     "words": _of_words,
     "unicode": _of_unicode,
     "control-characters": _of_control,
-    "special-tokens": _of_special_tokens,
-    "long-words": _of_long_words,
+    SPECIAL_TOKENS: _of_special_tokens,
+    LONG_WORDS: _of_long_words,
 }
 PROMPTS = "prompts"
 """The kind of the texts of the prompt suites, which are the caller's to bring."""
@@ -143,7 +149,7 @@ KINDS = (PROMPTS, VOCABULARY, *_KINDS)
 def texts(kind: str, added: tuple[str, ...]) -> tuple[str, ...]:
     """The texts of one of the other kinds, each once; `added` are the tokenizer's added tokens as texts."""
     written, drawn = _KINDS[kind](added)
-    return tuple(dict.fromkeys((*written, *examples(drawn, DRAWN))))
+    return tuple(dict.fromkeys((*written, *examples(drawn, _DRAWN_LONG if kind == LONG_WORDS else DRAWN))))
 
 
 def of_vocabulary(pieces: Sequence[str]) -> list[str]:
@@ -160,13 +166,19 @@ def token_lists(vocabulary: int, single_bytes: Mapping[int, int]) -> list[list[i
 
     `single_bytes` are the tokens of single bytes; see `harness.texts.oracle.Oracle`.
     """
+    return [list(tokens) for tokens in _token_lists(vocabulary, tuple(single_bytes.items()))]
+
+
+@lru_cache(maxsize=2)
+def _token_lists(vocabulary: int, single_bytes: tuple[tuple[int, int], ...]) -> tuple[tuple[int, ...], ...]:
     token = st.integers(0, vocabulary - 1)
-    if single_bytes:
-        token = st.one_of(token, st.sampled_from(list(single_bytes.values())))
+    token_of = dict(single_bytes)
+    if token_of:
+        token = st.one_of(token, st.sampled_from(list(token_of.values())))
     drawn = examples(st.lists(token, min_size=1, max_size=10), 3 * DRAWN)
     sequences = [part for hard in _NO_TEXT for part in (hard, b"a" + hard + b"b")]
-    written = [[single_bytes[byte] for byte in part] for part in sequences if single_bytes.keys() >= set(part)]
-    return [list(tokens) for tokens in dict.fromkeys(map(tuple, [*written, *drawn]))]
+    written = [[token_of[byte] for byte in part] for part in sequences if token_of.keys() >= set(part)]
+    return tuple(dict.fromkeys(map(tuple, [*written, *drawn])))
 
 
 def chats(added: Sequence[str]) -> list[list[dict[str, str]]]:

@@ -42,6 +42,9 @@ class Oracle:
         self._falls_back = self._tokenizer.token_to_id("<0x00>") is not None
         self.vocabulary: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self._checkpoint = checkpoint
+        # Every target is asked the same.
+        self._encoded: dict[tuple[str, bool], tuple[int, ...]] = {}
+        self._decoded: dict[tuple[tuple[int, ...], bool], str] = {}
         self._template: ChatTemplate | None = None
 
     def pieces(self) -> list[str]:
@@ -53,11 +56,18 @@ class Oracle:
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids of a text; with `special`, those around it that the tokenizer adds by itself."""
-        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        known = self._encoded.get((text, special))
+        if known is None:
+            known = tuple(self._tokenizer.encode(text, add_special_tokens=special).ids)
+            self._encoded[text, special] = known
+        return list(known)
 
     def decode(self, tokens: list[int], *, special: bool) -> str:
         """The text of tokens; with `special`, special tokens are shown, otherwise left out."""
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=not special))
+        key = (tuple(tokens), special)
+        if key not in self._decoded:
+            self._decoded[key] = str(self._tokenizer.decode(tokens, skip_special_tokens=not special))
+        return self._decoded[key]
 
     def readings(self, tokens: list[int], *, special: bool) -> tuple[str, ...]:
         """The texts that tokens may be decoded to, `decode`'s first, where bytes among them may be no text.

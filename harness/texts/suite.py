@@ -37,7 +37,7 @@ ANY_TOKENS = "any-tokens"
 # Wrong answers that are made small, each with a dozen calls to the worker.
 _CAUSES = 16
 # Characters of a text that is streamed: what streams hold back they decode again at each token.
-_STREAMED = 100
+_STREAMED = 60
 # What half a surrogate pair may be replaced by: U+FFFD once, for each of its three bytes, or a question mark.
 _REPLACEMENTS = ("\ufffd", "\ufffd\ufffd\ufffd", "?")
 _LONE = ("\ud800", "a\ud83d", "\ude00b", "a\udfff b", "\ud83d\ud83d", "\ude00\ud83d")
