@@ -25,7 +25,7 @@ class Variant(msgspec.Struct, frozen=True):
 
     `split`: the columns of a product are summed in so many parts. `attention`: `eager`, or `online`, which walks
     over the keys in blocks as flash attention does. `fused`: only operands of products are rounded, and what lies
-    between them is not. `jitter`: relative noise of this size on the results of products, seeded.
+    between them is not. `jitter`: relative noise of this size on the results of products and of norms, seeded.
     `single`: rows are computed as they are in decoding, one by one in the product of attention.
     """
 
@@ -55,6 +55,7 @@ class Kernels:
         self.variant = variant
         self._dtype = _DTYPES[arithmetic.operators]
         self._generator = torch.Generator().manual_seed(20261125)
+        self._of_norms = torch.Generator().manual_seed(20261126)
 
     def between(self, x: Tensor) -> Tensor:
         """Round the result of an operator that feeds another one; not where operators are fused."""
@@ -69,7 +70,7 @@ class Kernels:
         x = self.round(x)
         if quantised and self.arithmetic.block:
             x = int8_blocks(x, self.arithmetic.block)
-        return self.round(self._jittered(self._sum(x, weight)))
+        return self.round(self._jittered(self._sum(x, weight), self._generator))
 
     def _sum(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.variant.split == 1:
@@ -81,16 +82,20 @@ class Kernels:
             total = total + part
         return total
 
-    def _jittered(self, x: Tensor) -> Tensor:
+    def _jittered(self, x: Tensor, generator: torch.Generator) -> Tensor:
         if not self.variant.jitter:
             return x
-        noise = torch.rand(x.shape, generator=self._generator) * 2.0 - 1.0
+        noise = torch.rand(x.shape, generator=generator) * 2.0 - 1.0
         return x * (1.0 + self.variant.jitter * noise)
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        """RMSNorm over the last axis."""
+        """RMSNorm over the last axis.
+
+        Its result is jittered too: the rows of an embedding in 4 bits have few values, whose norms lie on the borders
+        between two codes of int8 activations, and there is no product before the first norm.
+        """
         scaled = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon)
-        return self.between(weight * self.between(scaled))
+        return self.between(self._jittered(weight * self.between(scaled), self._of_norms))
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """`[n, 2 I]`, gate first, to `[n, I]`."""
