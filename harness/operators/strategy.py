@@ -74,9 +74,14 @@ def _sizes(operator: str, offer: Offer) -> SearchStrategy[dict[str, int]]:
     if operator == "longrope-long":  # past the original context, where the long factors begin
         return drawn.map(lambda sizes: {**sizes, "r": sizes["d"], "first": sizes["first"] + 4096})
     if _family(operator) == "rotary":  # Phi-4-mini rotates three quarters of a head of 128
-        partial = st.sampled_from((0, 1))
-        return st.tuples(drawn, partial).map(lambda pair: {**pair[0], "r": pair[0]["d"] * (4 - pair[1]) // 4})
+        partial = st.sampled_from((False, True))
+        return st.tuples(drawn, partial).map(lambda pair: {**pair[0], "r": _rotated(pair[0]["d"], partial=pair[1])})
     return drawn
+
+
+def _rotated(size: int, *, partial: bool) -> int:
+    """How many components of a head are rotated: about three quarters, a multiple of 16, since not all take others."""
+    return size * 3 // 4 // 16 * 16 if partial else size
 
 
 def _grouped(sizes: Mapping[str, int], sharing: int, window: int) -> dict[str, int]:
