@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from harness.errors import Unsupported
 from harness.tokenization import Chat
@@ -15,8 +16,8 @@ FILES = ("openvino_tokenizer.xml", "openvino_detokenizer.xml")
 class OpenVinoTokenizer:
     """`openvino_genai.Tokenizer` and `TextStreamer`; see `harness.tokenization.Tokenizer`.
 
-    OpenVINO GenAI has a core of its own, so that the extension with the tokenizers' operations is in no other.
-    Raises Unsupported where it is not installed, or the artifact has no such models.
+    OpenVINO GenAI has a core of its own. Raises Unsupported where it is not installed, or the artifact has no such
+    models.
     """
 
     def __init__(self, artifact: Path) -> None:
@@ -28,10 +29,8 @@ class OpenVinoTokenizer:
         missing = [name for name in FILES if not (artifact / name).is_file()]
         if missing:
             raise Unsupported(f"the artifact has no {missing[0]}", "export it with openvino-tokenizers installed")
-        import openvino_genai
-
-        self._genai = openvino_genai
-        self._tokenizer = openvino_genai.Tokenizer(str(artifact))
+        self._genai = _genai()
+        self._tokenizer = self._genai.Tokenizer(str(artifact))
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids."""
@@ -60,3 +59,21 @@ class OpenVinoTokenizer:
     def render(self, chat: Chat, *, answer: bool) -> str:
         """The chat under the artifact's template."""
         return str(self._tokenizer.apply_chat_template([dict(one) for one in chat], add_generation_prompt=answer))
+
+
+def _genai() -> Any:
+    """The module, with OpenVINO left as it was.
+
+    Its first tokenizer imports openvino_tokenizers, which has every later core and frontend of the process load its
+    extension: sessions, probes and operators are judged in the cores that their users have.
+    """
+    import openvino
+
+    patched = (openvino.Core, openvino.frontend.frontend.FrontEnd)
+    before = [cls.__init__ for cls in patched]
+    import openvino_genai
+    import openvino_tokenizers  # noqa: F401 - so that it is imported now
+
+    for cls, init in zip(patched, before, strict=True):
+        cls.__init__ = init
+    return openvino_genai

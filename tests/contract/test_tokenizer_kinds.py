@@ -96,3 +96,15 @@ def test_tokenizers_agree_on_all_that_is_not_a_known_finding(
             failing[check] = verdict.message
     known: Any = KNOWN.get((adapter.backend.name, kind.removesuffix("-begun")), set())
     assert set(failing) == known, failing
+
+
+def test_openvinos_other_cores_do_not_get_the_tokenizers_extension(files: dict[str, Path]) -> None:
+    code = (
+        "import sys, openvino; from pathlib import Path\n"
+        "from harness.backends.openvino_tokenizer import OpenVinoTokenizer\n"
+        "before = openvino.Core.__init__\n"
+        "print(OpenVinoTokenizer(Path(sys.argv[1])).decode([300], special=True) != '', openvino.Core.__init__ is before)"
+    )
+    python = find_interpreter(load_backend("openvino"), {}, TREE)
+    command = [str(python), "-c", code, str(files["split"])]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == ["True", "True"]
