@@ -99,6 +99,12 @@ def test_where_each_number_of_rows_is_a_graph_a_shape_has_one() -> None:
         assert len({case.rows for case in cases}) == 1
 
 
+def test_partial_rotary_is_drawn_in_numbers_that_every_runtime_takes() -> None:
+    shapes = {(cases[0]["d"], cases[0]["r"]) for cases in examples(series("rotary", offer()), 4)}
+    assert all(rotated % 16 == 0 for _, rotated in shapes)
+    assert {rotated < size for size, rotated in shapes} == {False, True}
+
+
 @pytest.mark.parametrize("name", TRUE_SHAPES)
 def test_true_shapes_are_those_of_phi_3_mini(name: str) -> None:
     case = true_shape(name, "matmul-int4", offer())
