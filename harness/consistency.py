@@ -56,10 +56,14 @@ class Comparisons:
         self._sets += 1
         if found.shape != expected.shape:
             return self._fail(f"{what}: logits of shape {found.shape} where {expected.shape} were due")
-        bad = metrics.first_non_finite(found)
-        if bad is not None:
-            value = float(found[bad])
-            return self._fail(f"{what}: {value} among the logits: position {first + bad[0]}, vocabulary entry {bad[1]}")
+        if not found.shape[0]:
+            return self._fail(f"{what}: no logits at all")
+        # What a session gave at another time is held against too, and it may be that which is broken.
+        for rows, where in ((found, "the logits"), (expected, "the logits that they are held against")):
+            bad = metrics.first_non_finite(rows)
+            if bad is not None:
+                entry = f"position {first + bad[0]}, vocabulary entry {bad[1]}"
+                return self._fail(f"{what}: {float(rows[bad])} among {where}: {entry}")
         self._rows += expected.shape[0]
         self._exact += int((found == expected).all(axis=1).sum())
         errors, units = metrics.centred_rms_error(expected, found), self.allowance.of(expected)

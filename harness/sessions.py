@@ -264,8 +264,12 @@ class TargetSession:
 
     @property
     def alive(self) -> bool:
-        """Whether its process is there; another is started at the next call."""
-        return self._worker is not None and self._worker.running
+        """Whether its process is there and would answer, so that it can be left clean.
+
+        One that has ended is replaced at the next call. One that Ctrl-C was pressed on still computes: to ask it for
+        anything would wait for that, and take the answer to the one call for that to the other.
+        """
+        return self._worker is not None and self._worker.listening
 
     def rest(self) -> None:
         """Let go of the device, for another session of ours; the session is loaded again at the next call.

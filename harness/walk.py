@@ -208,6 +208,7 @@ class _Machine(RuleBasedStateMachine):
         self._kept: dict[int, tuple[int, Fed]] = {}
         self._seen: list[Seen] = []
         self._steps: list[str] = []
+        self._broken_off = False
         if "switch" not in journey.lacking:
             for text in reversed(range(_TEXTS)):
                 self._do("", functools.partial(self._stepper.switch, text))
@@ -291,10 +292,19 @@ class _Machine(RuleBasedStateMachine):
         try:
             return act()
         except HarnessError as error:
+            self._broken_off = True
             raise Stopped(error, self._steps) from None
+        except BaseException:
+            self._broken_off = True
+            raise
 
     def teardown(self) -> None:
-        """Judge the walk."""
+        """Judge the walk, if it came to its end: hypothesis calls this too where a step has failed or was interrupted.
+
+        What is raised here would take the place of that.
+        """
+        if self._broken_off:
+            return
         try:
             self._journey.judge(self._seen, self._steps)
         except HarnessError as error:

@@ -95,6 +95,11 @@ class Worker:
         return self._connection is not None
 
     @property
+    def listening(self) -> bool:
+        """Whether it runs and would answer now: not where Ctrl-C has come between a call and its answer."""
+        return self.running and not self._busy
+
+    @property
     def peak_memory(self) -> int:
         """The most bytes that the process has held, 0 where the system does not tell, or tells nobody from here."""
         return self._tree.peak_memory() if self._tree is not None else 0

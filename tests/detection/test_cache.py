@@ -94,3 +94,23 @@ def test_texts_that_mix_are_left_out_of_walks_and_said_to_be(planted: Any) -> No
     verdict = walk(planted("texts-mix"))
     assert verdict.outcome is Outcome.PASS, verdict.message
     assert "left out: texts in turns, which mix: see test_cache_interleaved" in verdict.message
+
+
+def test_ctrl_c_in_a_walk_ends_it_though_what_came_before_was_wrong(
+    planted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, fed, pressed = planted("chunk-forgets"), 0, False
+    ask = target.call
+
+    def call(operation: str, **arguments: Any) -> Any:
+        nonlocal fed, pressed
+        fed = 0 if operation == "reset" else fed + (operation == "append")
+        if fed > 2 and not pressed:  # the second chunk was computed wrongly by then
+            pressed = True
+            raise KeyboardInterrupt
+        return ask(operation, **arguments)
+
+    monkeypatch.setattr(target, "call", call)
+    monkeypatch.setattr("harness.walk._lacking", lambda *_: dict.fromkeys(("rewind", "fork", "switch"), "a test"))
+    with pytest.raises(KeyboardInterrupt):
+        walk(target)

@@ -54,6 +54,19 @@ def planted(conform: Any, tmp_path: Path, tiny: Tiny) -> Iterator[Callable[..., 
         worker.kill()
 
 
+def test_a_call_that_was_interrupted_is_not_answered_by_the_next(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = planted("")
+    assert worker.listening
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_wait", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ask(worker)
+    assert worker.running
+    assert not worker.listening  # so nothing more is asked of it to leave it clean
+    worker.stop()
+    assert not worker.running
+
+
 def ask(worker: Worker) -> Any:
     return worker.call(Stage.RUN, "teacher_force", prompt=[1, 2, 3], continuation=[4, 5])
 
