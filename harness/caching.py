@@ -42,6 +42,7 @@ def across_window(session: TargetSession, *, at_once: bool) -> Verdict:
     stepper = Stepper(session)
     if total > stepper.context:
         raise Unsupported(f"the session holds {stepper.context} tokens; the window is {window}", stepper.able.longer)
+    stepper.need_room(total)
     if not at_once:
         return _fed(session, [_steps(window - _BEFORE, total)])
     _need_appends(session)
@@ -54,6 +55,7 @@ def at_capacity(session: TargetSession) -> Verdict:
     """The last tokens that the context has room for are computed like any others."""
     stepper = Stepper(session)
     capacity = stepper.context
+    stepper.need_room(capacity)
     prompt = min(capacity - 4, stepper.able.max_prompt or capacity)
     if capacity - prompt > _MOST_STEPS:
         raise Unsupported(f"{capacity - prompt} steps would be needed to fill the cache", stepper.able.longer)

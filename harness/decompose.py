@@ -40,6 +40,7 @@ _LOGITS_WORTH_SECONDS = 0.5
 _YARDSTICKS_WORTH_SECONDS = 0.02
 # Answers kept in memory: the probes of an inference are asked for once a candidate, a prompt's a few times in a row.
 _HELD = 8
+_HELD_BYTES = 1 << 30
 # Ways of computing a product are told apart where one lies so many times further from the device than another.
 _PRODUCTS_ALIKE = 2.0
 
@@ -228,7 +229,7 @@ class ArtifactReferences:
                     _YARDSTICKS_WORTH_SECONDS if what == "yardsticks" else _LOGITS_WORTH_SECONDS
                 ):
                     _keep(path, found)
-            self._held = dict([*self._held.items(), (name, found)][-_HELD:])
+            self._held = _newest({**self._held, name: found})
         return self._held[name]
 
 
@@ -251,6 +252,16 @@ def reference_key(artifact: Sequence[str], checkpoint_key: str, processor: str) 
 
 def _no_reference(error: StageError) -> StageError:
     return StageError(Stage.COMPARE, f"the artifact reference cannot be computed: {error.problem}", error.remedy)
+
+
+def _newest(held: dict[str, dict[str, NDArray[Any]]]) -> dict[str, dict[str, NDArray[Any]]]:
+    """The last answers that may be held together; the very last one whatever its size, since it was asked for."""
+    left, size = list(held.items())[-_HELD:], 0
+    for first in range(len(left) - 1, -1, -1):
+        size += sum(array.nbytes for array in left[first][1].values())
+        if size > _HELD_BYTES:
+            return dict(left[first + 1 :] or left[-1:])
+    return dict(left)
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]] | None:

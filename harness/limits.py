@@ -89,6 +89,7 @@ def too_long_prompt(session: TargetSession) -> Verdict:
     """A prompt past what the session takes is refused in words, or computed; the session lives on either way."""
     stepper = Stepper(session)
     most = min(stepper.able.max_prompt or stepper.context, stepper.context)
+    stepper.need_room(most + 1)
     return _provoke(session, {f"a prompt of {most + 1} tokens": lambda: stepper.append(text_of(session, most + 1))})
 
 
@@ -96,6 +97,7 @@ def full_cache(session: TargetSession) -> Verdict:
     """A token more than the cache holds is refused in words, or computed; the session lives on either way."""
     stepper = Stepper(session)
     able, context = stepper.able, stepper.context
+    stepper.need_room(context + 1)
     prompt = min(able.max_prompt or context, context)
     if context - prompt > _MOST_STEPS:
         raise Unsupported(f"{context - prompt} steps would be needed to fill the cache", able.longer)

@@ -68,8 +68,10 @@ def logits(session: TargetSession) -> Verdict:
 
 def full_context(session: TargetSession) -> Verdict:
     """So they are on the tokens of the hardest prompts over and over, as many as there is room for."""
-    hardest, stepper = find_hardest(session), Stepper(session)
+    stepper = Stepper(session)
     most = min(stepper.context, stepper.able.max_prompt or stepper.context)
+    stepper.need_room(most)
+    hardest = find_hardest(session)
     tokens = [token for prompt in hardest.prompts for token in prompt.tokens]
     tokens = (tokens * (most // len(tokens) + 1))[:most]
     with _opened(session) as references:

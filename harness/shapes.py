@@ -27,8 +27,12 @@ _ONE_TOKEN_PROMPTS = 4
 # A session that computes all lengths in one shape is asked one in so many, and one whose runtime compiles for each one
 # in so many and those around borders; so much longer than a multiple of it, which is off every border.
 _STATIC_STEP, _COMPILED_STEP, _BETWEEN = 16, 32, 5
-# Prompts up to here are held against a text of their own, which is sooner computed than the longest.
-_SHORT = 72
+# Lengths of texts that prompts are the beginnings of, so that what one ought to give is found once for many of them; past
+# these it is the longest that is asked of the checkpoint.
+_TEXTS = (72, 260, 516)
+# The others share a text of this length, or of the window's with what is past it, where that is shorter: the window of
+# Phi-3.5-mini has 262,144 tokens.
+_LONG = 512
 
 
 def one_token(session: TargetSession) -> Verdict:
@@ -104,7 +108,10 @@ def _of_lengths(session: TargetSession, lengths: Sequence[int]) -> Verdict:
     """Hold every row of a prompt of each length, or its last where there are no others, against the oracle's."""
     stepper, oracle = Stepper(session), Oracle(session)
     fitting = [n for n in lengths if n <= min(stepper.context, stepper.able.max_prompt or n)]
-    if not fitting:
+    if fitting:
+        stepper.need_room(fitting[0])
+        fitting = [n for n in fitting if n <= stepper.holdable]
+    else:
         raise Unsupported(f"the session takes {stepper.able.max_prompt or stepper.context} tokens", stepper.able.longer)
     text = _text(session, max(fitting))
     found = Comparisons(oracle.allowance(text))
@@ -124,11 +131,10 @@ def _of_lengths(session: TargetSession, lengths: Sequence[int]) -> Verdict:
 
 
 def _text(session: TargetSession, longest: int) -> list[int]:
-    """The text whose beginnings the prompts are; one for all long ones, so that what it ought to give is found once."""
-    if longest <= _SHORT:
-        return text_of(session, longest)
+    """The text whose beginnings the prompts are, of which the longest is given."""
     checkpoint = session.run.settings.checkpoint
-    return text_of(session, max(longest, min(checkpoint.window + _PAST, checkpoint.max_tokens)))
+    most = max(longest, min(checkpoint.window + _PAST, checkpoint.max_tokens))
+    return text_of(session, min(most, next((length for length in _TEXTS if length >= longest), most)))
 
 
 def _expected(

@@ -23,6 +23,9 @@ Logits = NDArray[np.float32]
 
 # Below this share of the logits' own size nothing is told apart: a few roundings of FP32.
 _FLOOR = 1e-6
+# Logits of one text that are asked for at once, in bytes: the session's, the reference's and what compares them are
+# held at the same time. That is 8,372 tokens of a vocabulary of 32,064, or 1,342 of one of 200,064.
+_MOST_LOGITS = 1 << 30
 
 
 class Expected(NamedTuple):
@@ -48,6 +51,20 @@ class Stepper:
         """The most tokens that a text may have, by the checkpoint and by the session."""
         context = self._session.run.settings.checkpoint.max_tokens
         return min(context, self.able.max_tokens or context)
+
+    @property
+    def holdable(self) -> int:
+        """The most tokens of a text whose logits are asked for at once, for want of memory to compare more in."""
+        return _MOST_LOGITS // (4 * self._session.run.settings.checkpoint.vocabulary)
+
+    def need_room(self, tokens: int) -> None:
+        """Raises Unsupported where the logits of so many tokens are more than are asked for at once."""
+        if tokens > self.holdable:
+            size = tokens * 4 * self._session.run.settings.checkpoint.vocabulary / (1 << 30)
+            remedy = "load the session for a shorter context, where its runtime has an option for that"
+            raise Unsupported(
+                f"the logits of {tokens} tokens are {size:.1f} GiB, and 1 GiB is compared at most", remedy
+            )
 
     def reset(self) -> None:
         """Forget all tokens."""

@@ -12,6 +12,7 @@ from direct import direct
 from harness import caching, limits
 from harness.causality import later_tokens
 from harness.compare import Outcome, Verdict
+from harness.errors import Unsupported
 from harness.sessions import TargetSession
 from harness.walk import walk
 from support import Tiny
@@ -114,3 +115,13 @@ def test_ctrl_c_in_a_walk_ends_it_though_what_came_before_was_wrong(
     monkeypatch.setattr("harness.walk._lacking", lambda *_: dict.fromkeys(("rewind", "fork", "switch"), "a test"))
     with pytest.raises(KeyboardInterrupt):
         walk(target)
+
+
+@pytest.mark.parametrize("check", ["window-decode", "window-chunk", "capacity", "long-prompt", "full-cache"])
+def test_texts_whose_logits_fill_the_memory_are_not_asked_for(
+    planted: Any, monkeypatch: pytest.MonkeyPatch, check: str
+) -> None:
+    target = planted("")
+    monkeypatch.setattr("harness.stepping._MOST_LOGITS", 4 * target.run.settings.checkpoint.vocabulary * 12)
+    with pytest.raises(Unsupported, match=r"the logits of \d+ tokens are"):
+        CHECKS[check](target)

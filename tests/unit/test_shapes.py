@@ -109,6 +109,45 @@ def test_long_windows_have_their_borders_asked(monkeypatch: pytest.MonkeyPatch) 
     assert asked == [513, 1023, 1024, 1025, 2047, 2048, 2049]
 
 
+def test_long_prompts_share_a_text_that_is_no_longer_for_a_window_of_a_whole_book(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shapes, "text_of", lambda _, length: [0] * length)
+
+    def longest(window: int, length: int) -> int:
+        checkpoint = SimpleNamespace(window=window, max_tokens=131072)
+        run = SimpleNamespace(settings=SimpleNamespace(checkpoint=checkpoint))
+        return len(shapes._text(cast(TargetSession, SimpleNamespace(run=run)), length))
+
+    assert [longest(256, length) for length in (64, 128, 260)] == [64, 260, 260]
+    assert [longest(262144, length) for length in (64, 128, 512, 2049)] == [64, 512, 512, 2049]
+
+
+def test_lengths_whose_logits_fill_the_memory_are_not_asked(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked(tiny, monkeypatch)
+    vocabulary = asked.session.run.settings.checkpoint.vocabulary
+    monkeypatch.setattr("harness.stepping._MOST_LOGITS", 4 * vocabulary * 16)
+    shapes.at_border(asked.session, 16)
+    assert asked.lengths == [15, 16]
+    with pytest.raises(Unsupported, match="the logits of 17 tokens are"):
+        shapes._of_lengths(asked.session, [17, 18])
+
+
+@pytest.mark.parametrize(
+    ("window", "context", "longest", "length"),
+    [(256, 1024, 17, 72), (256, 1024, 128, 260), (256, 1024, 256, 260), (256, 1024, 260, 260), (16, 128, 65, 72)]
+    + [(2047, 4096, 64, 72), (2047, 4096, 192, 260), (2047, 4096, 512, 516), (2047, 4096, 1025, 2051)]
+    + [(1000, 1000, 1000, 1000)],
+)
+def test_prompts_are_the_beginnings_of_few_texts(
+    monkeypatch: pytest.MonkeyPatch, window: int, context: int, longest: int, length: int
+) -> None:
+    monkeypatch.setattr(shapes, "text_of", lambda _, count: [0] * count)
+    settings = SimpleNamespace(checkpoint=SimpleNamespace(window=window, max_tokens=context))
+    session = cast(TargetSession, SimpleNamespace(run=SimpleNamespace(settings=settings)))
+    assert len(shapes._text(session, longest)) == length
+
+
 def test_each_side_of_the_switch_is_held_against_a_pass_of_its_own() -> None:
     passes: list[int] = []
 
