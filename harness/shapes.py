@@ -27,9 +27,8 @@ _ONE_TOKEN_PROMPTS = 4
 # A session that computes all lengths in one shape is asked one in so many, and one whose runtime compiles for each one
 # in so many and those around borders; so much longer than a multiple of it, which is off every border.
 _STATIC_STEP, _COMPILED_STEP, _BETWEEN = 16, 32, 5
-# Lengths of texts that prompts are the beginnings of, so that what one ought to give is found once for many of them; past
-# these it is the longest that is asked of the checkpoint.
-_TEXTS = (72, 260, 516)
+# Prompts up to here are held against a text of their own, which is sooner computed than the longest.
+_SHORT = 72
 # The others share a text of this length, or of the window's with what is past it, where that is shorter: the window of
 # Phi-3.5-mini has 262,144 tokens.
 _LONG = 512
@@ -131,10 +130,11 @@ def _of_lengths(session: TargetSession, lengths: Sequence[int]) -> Verdict:
 
 
 def _text(session: TargetSession, longest: int) -> list[int]:
-    """The text whose beginnings the prompts are, of which the longest is given."""
+    """The text whose beginnings the prompts are; one for all long ones, so that what it ought to give is found once."""
+    if longest <= _SHORT:
+        return text_of(session, longest)
     checkpoint = session.run.settings.checkpoint
-    most = max(longest, min(checkpoint.window + _PAST, checkpoint.max_tokens))
-    return text_of(session, min(most, next((length for length in _TEXTS if length >= longest), most)))
+    return text_of(session, max(longest, min(checkpoint.window + _PAST, checkpoint.max_tokens, _LONG)))
 
 
 def _expected(

@@ -133,21 +133,6 @@ def test_lengths_whose_logits_fill_the_memory_are_not_asked(tiny: Tiny, monkeypa
         shapes._of_lengths(asked.session, [17, 18])
 
 
-@pytest.mark.parametrize(
-    ("window", "context", "longest", "length"),
-    [(256, 1024, 17, 72), (256, 1024, 128, 260), (256, 1024, 256, 260), (256, 1024, 260, 260), (16, 128, 65, 72)]
-    + [(2047, 4096, 64, 72), (2047, 4096, 192, 260), (2047, 4096, 512, 516), (2047, 4096, 1025, 2051)]
-    + [(1000, 1000, 1000, 1000)],
-)
-def test_prompts_are_the_beginnings_of_few_texts(
-    monkeypatch: pytest.MonkeyPatch, window: int, context: int, longest: int, length: int
-) -> None:
-    monkeypatch.setattr(shapes, "text_of", lambda _, count: [0] * count)
-    settings = SimpleNamespace(checkpoint=SimpleNamespace(window=window, max_tokens=context))
-    session = cast(TargetSession, SimpleNamespace(run=SimpleNamespace(settings=settings)))
-    assert len(shapes._text(session, longest)) == length
-
-
 def test_each_side_of_the_switch_is_held_against_a_pass_of_its_own() -> None:
     passes: list[int] = []
 
