@@ -80,7 +80,11 @@ def examine(call: Call, target: Target, operator: str, shapes: Sequence[int]) ->
     wrong = next((one.case for one in judged if not one.right), None)
     if wrong is None:
         return verdict
-    smallest = conclude([_shrink(bound, operator, wrong.values, max(shapes) + 1)], 0, str(target))
+    simplest = _shrink(bound, operator, wrong.values, max(shapes) + 1)
+    if simplest is None:
+        note = "asked again, none of these fails: the device does not repeat itself"
+        return msgspec.structs.replace(verdict, message=f"{note}\n{verdict.message}")
+    smallest = conclude([simplest], 0, str(target))
     return msgspec.structs.replace(
         verdict, message=f"the simplest case that fails:\n{smallest.message}\n{verdict.message}"
     )
@@ -109,8 +113,8 @@ def _check_inputs(case: Case, answer: Mapping[str, Any]) -> None:
         )
 
 
-def _shrink(bound: Bound, operator: str, values: Values, shapes: int) -> Judged:
-    """The simplest failing case with such values, found by hypothesis from the shapes that were drawn."""
+def _shrink(bound: Bound, operator: str, values: Values, shapes: int) -> Judged | None:
+    """The simplest failing case with such values, found by hypothesis from the shapes that were drawn; None if none."""
     failing: list[Judged] = []
     asked: dict[str, Judged | None] = {}
 
@@ -131,7 +135,7 @@ def _shrink(bound: Bound, operator: str, values: Values, shapes: int) -> Judged:
 
     with contextlib.suppress(_StillWrong):
         attempt()
-    return failing[-1]
+    return failing[-1] if failing else None
 
 
 class _StillWrong(Exception):

@@ -160,6 +160,21 @@ def test_shrinking_asks_a_bounded_number_of_times(monkeypatch: pytest.MonkeyPatc
     assert direct.asked < 70
 
 
+def test_a_fault_that_does_not_come_again_still_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLANTED_FAULT", "operator-epsilon")
+    direct = Direct()
+
+    def call(operation: str, **arguments: Any) -> Any:
+        found = direct.call(operation, **arguments)
+        if operation == "operators":
+            monkeypatch.delenv("PLANTED_FAULT", raising=False)
+        return found
+
+    verdict = examine(call, TARGET, "rms-norm", SHAPES)
+    assert verdict.outcome is Outcome.FAIL
+    assert verdict.message.startswith("asked again, none of these fails: the device does not repeat itself")
+
+
 def test_a_run_fails_names_the_case_and_says_what_raised(conform: Any) -> None:
     result = conform("-m", "not slow", fault="operator-epsilon,operator-raises", suites=("test_operators",))
     assert result.status == 1
