@@ -24,7 +24,7 @@ Logits = NDArray[np.float32]
 # Below this share of the logits' own size nothing is told apart: a few roundings of FP32.
 _FLOOR = 1e-6
 # Logits of one text that are asked for at once, in bytes: the session's, the reference's and what compares them are
-# held at the same time. That is 8,372 tokens of a vocabulary of 32,064, or 1,342 of one of 200,064.
+# held at the same time. That is 8,371 tokens of a vocabulary of 32,064, or 1,341 of one of 200,064.
 _MOST_LOGITS = 1 << 30
 
 
