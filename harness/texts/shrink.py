@@ -14,11 +14,15 @@ _MOST_CANDIDATES = 128
 
 
 class Questions(Generic[S]):
-    """Which of some inputs fail, asked as long as there is time; thereafter none is said to."""
+    """Which of some inputs fail, asked as long as there is time; thereafter none is said to.
+
+    What is `known` to fail is taken out of inputs before they are asked about, so that only other causes are found.
+    """
 
     def __init__(self, fails: Callable[[Sequence[S]], Sequence[bool]], items: int = _MOST_ITEMS) -> None:
         self._fails: Callable[[Sequence[S]], Sequence[bool]] = fails
         self._items = items
+        self.known: list[S] = []
 
     def first_failing(self, candidates: Sequence[S]) -> S | None:
         """The first of some candidates that fails, or None."""
@@ -30,7 +34,9 @@ class Questions(Generic[S]):
         return None
 
     def failing(self, some: Sequence[S]) -> Sequence[bool]:
-        """Whether each input fails."""
+        """Whether each input fails without what is known."""
+        for part in self.known:
+            some = [_without(given, part) for given in some]
         self._items -= sum(map(len, some))
         return [False] * len(some) if self.exhausted else self._fails(some)
 
@@ -43,31 +49,29 @@ class Questions(Generic[S]):
 def causes(wrong: Sequence[S], fails: Callable[[Sequence[S]], Sequence[bool]], most: int) -> tuple[list[S], list[S]]:
     """Small failing parts of inputs that fail, at most so many; and what these do not explain.
 
-    Once a part is found it is taken out of all inputs, and those that no longer fail are explained by it. Where nothing
-    at all fails, that explains everything.
+    An input is explained by the parts without which it no longer fails. Where nothing at all fails, that explains
+    everything.
     """
     questions = Questions(fails)
-    small: list[S] = []
     left = sorted(wrong, key=len)
-    while left and len(small) < most and not questions.exhausted:
+    while left and len(questions.known) < most and not questions.exhausted:
         part = shrink(left[0], questions)
-        small.append(part)
+        questions.known.append(part)
         if not part:  # nothing at all fails, so that no more can be told apart
-            return small, []
-        without = [_without(given, part) for given in left]
-        still = questions.failing(without)
-        left = left[1:] if questions.exhausted else [given for given, bad in zip(without, still, strict=True) if bad]
-    return small, left
+            return questions.known, []
+        still = questions.failing(left)
+        left = left[1:] if questions.exhausted else [given for given, bad in zip(left, still, strict=True) if bad]
+    return questions.known, left
 
 
 def _without(given: S, part: S) -> S:
-    """An input with every occurrence of a part taken out, each after the one before it."""
+    """An input with every occurrence of a part taken out, those too that only come about by that."""
     kept, start, size = given[:0], 0, len(part)
     while start < len(given):
         found = given[start : start + size] == part
         kept += given[:0] if found else given[start : start + 1]
         start += size if found else 1
-    return kept
+    return kept if len(kept) == len(given) else _without(kept, part)
 
 
 def shrink(failing: S, questions: Questions[S]) -> S:

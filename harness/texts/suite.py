@@ -35,7 +35,7 @@ S = TypeVar("S", str, list[int])
 ANY_TOKENS = "any-tokens"
 """Beside the kinds of text: tokens as a model may choose them, which need not be those of a text."""
 # Wrong answers that are made small, each with a dozen calls to the worker.
-_CAUSES = 16
+_CAUSES = 32
 # Characters of a text that is streamed: what streams hold back they decode again at each token.
 _STREAMED = 60
 # What half a surrogate pair may be replaced by: U+FFFD once, for each of its three bytes, or a question mark.

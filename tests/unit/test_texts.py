@@ -252,8 +252,15 @@ def test_inputs_are_explained_by_the_parts_that_make_them_fail() -> None:
 
     wrong = ["aaxaa", "x", "xxxyz", "ayzbyz", "yxz"]
     assert causes(wrong, fails, 5) == (["x", "yz"], [])
-    # Without x the third is still wrong, and the last one becomes so.
-    assert causes(wrong, fails, 1) == (["x"], ["yz", "yz", "ayzbyz"])
+    assert causes(["yyzz"], fails, 5) == (["yz"], [])  # taken out, it comes about anew
+    assert causes(wrong, fails, 1) == (["x"], ["yxz", "xxxyz", "ayzbyz"])
+
+
+def test_another_cause_is_not_shrunk_into_one_that_is_known() -> None:
+    def fails(some: Sequence[str]) -> list[bool]:
+        return ["<a>" in text or "<ba>" in text for text in some]
+
+    assert causes(["x<ba>", "<a>"], fails, 5) == (["<a>", "<ba>"], [])
 
 
 def test_nothing_at_all_that_fails_explains_everything() -> None:
