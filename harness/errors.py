@@ -11,7 +11,7 @@
     |-- PackageError            a sign-off's package cannot be written or read, or is not whole
     |-- ResourceError           too little memory or disk for what was asked
     |-- NotRun                  a case was not run, since its target was given up after repeated crashes
-    |-- Unsupported             a case asks for more than the session was made for
+    |-- Unsupported             a case asks for what the session cannot do
     `-- StageError              a target failed at a stage: discover, prepare, load, run or compare
         |-- WorkerDied          its process ended, or had to be ended: how, and the tail of its log
         |-- WorkerTimeout       its process did not answer in time and was killed; where it hung
@@ -98,7 +98,7 @@ class NotRun(HarnessError):
 
 
 class Unsupported(HarnessError):
-    """The case asks for more than the session can take: a longer prompt than it was compiled for."""
+    """The case asks for what the session cannot do: a prompt longer than it was compiled for, a way back in a cache."""
 
 
 class StageError(HarnessError):
