@@ -43,7 +43,7 @@ def test_soak_calls(session: TargetSession, judge: Judge, how: str, soak_seconds
 @long_only
 def test_soak_processes(session: TargetSession, judge: Judge, how: str, soak_seconds: float) -> None:  # noqa: ARG001
     """In new processes, every other one killed in the middle of a call, it answers as before."""
-    judge.conclude(soak.processes(session, soak_seconds, soak.ENOUGH))
+    judge.conclude(soak.processes(session, soak_seconds))
 
 
 @long_only

@@ -18,7 +18,8 @@ import psutil
 class Resources(msgspec.Struct, frozen=True):
     """What one process holds.
 
-    `memory` in bytes: what would be free if it ended (USS), or what is resident where the system does not tell.
+    `memory` in bytes, what belongs to no file: pages of libraries and of mapped weights come and go, and are shared
+    with whoever else has them. On Linux anonymous resident memory, on Windows private bytes, elsewhere USS.
     `handles`: file descriptors, on Windows handles. `device_memory` in bytes, None where no runtime tells.
     """
 
@@ -38,9 +39,12 @@ def resources(device_memory: int | None = None) -> Resources:
 
 
 def _memory(process: psutil.Process) -> int:
-    with contextlib.suppress(psutil.AccessDenied, AttributeError):
-        return int(process.memory_full_info().uss)
-    return int(process.memory_info().rss)
+    held = process.memory_info()
+    if sys.platform == "linux":
+        return int(held.rss - held.shared)
+    if sys.platform == "win32":
+        return int(held.private)
+    return int(process.memory_full_info().uss)
 
 
 def _handles(process: psutil.Process) -> int:
