@@ -70,7 +70,12 @@ def rewound(session: TargetSession) -> Verdict:
     with stepper.left_clean():
         stepper.append(text)
         for keep in (23, 20, 7, 1):
-            stepper.rewind(keep)
+            try:
+                stepper.rewind(keep)
+            except Unsupported:
+                if not found.failed:  # what it did wrong before is not excused by what it does not offer
+                    raise
+                break
             fed = [*text[:keep], *other]
             rows = _one_by_one(stepper, other)
             _see(found, f"back to {keep} of {len(text)} tokens", oracle.rows(fed, keep), rows, len(fed))
@@ -147,6 +152,9 @@ def _fed(session: TargetSession, splits: Sequence[Sequence[int]], last: int | No
             stepper.reset()
             fed = [stepper.append(text[a:b]) for a, b in itertools.pairwise(borders)]
             rows = np.concatenate(fed)[-(last or len(text)) :]
+            if stepper.able.whole_prompt_logits and rows.shape[0] < (last or len(text)):
+                found.miss(f"{len(text)} tokens fed as {_shown(split)}: {rows.shape[0]} rows of logits")
+                continue
             _see(found, f"{len(text)} tokens fed as {_shown(split)}", oracle.rows(text, split[0]), rows, len(text))
     return found.verdict()
 

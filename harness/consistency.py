@@ -68,6 +68,10 @@ class Comparisons:
         self._exact += int((found == expected).all(axis=1).sum())
         errors, units = metrics.centred_rms_error(expected, found), self.allowance.of(expected)
         ratios = np.maximum(errors - spread, 0.0) / units
+        if (
+            not self.allowance.limit
+        ):  # to the last bit: a number added to all of a row is no error, and still a difference
+            ratios = np.where((found == expected).all(axis=1), 0.0, np.maximum(ratios, np.finfo(np.float64).tiny))
         place = int(ratios.argmax())
         self._worst = max(self._worst, float(ratios[place]))
         self._worst_logits = max(self._worst_logits, float(errors.max()))
@@ -77,6 +81,16 @@ class Comparisons:
             f"{what}: position {first + place} is {errors[place]:.3g} logits from what it ought to be, "
             f"{ratios[place]:.3g} x {units[place]:.3g}; allowed: {self.allowance.limit:.3g} x ({self.allowance.origin})"
         )
+
+    def miss(self, problem: str) -> None:
+        """Count something as wrong that has no rows to compare."""
+        self._sets += 1
+        self._fail(problem)
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything differs so far."""
+        return bool(self._failures)
 
     def verdict(self, note: str = "") -> Verdict:
         """The verdict over all that was seen; `note` says of a pass what it did not cover."""

@@ -8,6 +8,7 @@ counted at the end of every round, and judged by its growth (`harness.growth`).
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -232,7 +233,9 @@ def _kill(session: TargetSession, text: Text) -> None:
         for _ in range(_KILL_TRIES):
             _fed(session, text)
             time.sleep(0.0)
-    except WorkerDied:
+    except WorkerDied as error:
+        if sys.platform != "win32" and "signal SIGKILL" not in error.problem:
+            raise  # it died of something else
         session.deaths = deaths  # it was told to die
         return
     raise StageError(Stage.RUN, f"{session.target} outlived being killed")

@@ -181,4 +181,5 @@ def text_of(session: TargetSession, length: int, start: int = 0) -> list[int]:
     tokens = list(itertools.chain.from_iterable(case.sequence for case in sorted(cases, key=lambda c: c.id)))
     if not tokens:
         raise Unsupported("the run has no prompts to take a text from")
+    start += start // len(tokens)  # a text that begins where another does, times later, is not to be the same
     return list(itertools.islice(itertools.cycle(tokens), start, start + length))

@@ -125,3 +125,9 @@ def test_texts_whose_logits_fill_the_memory_are_not_asked_for(
     monkeypatch.setattr("harness.stepping._MOST_LOGITS", 4 * target.run.settings.checkpoint.vocabulary * 12)
     with pytest.raises(Unsupported, match=r"the logits of \d+ tokens are"):
         CHECKS[check](target)
+
+
+def test_rows_that_are_missing_are_no_rows_that_agree(planted: Any) -> None:
+    verdict = caching.token_by_token(planted("last-token-only"))
+    assert verdict.outcome is Outcome.FAIL
+    assert "rows of logits" in verdict.message

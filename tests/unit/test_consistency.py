@@ -42,3 +42,11 @@ def test_no_rows_and_other_shapes_fail() -> None:
     assert not found.see("nothing", ROWS[:0], ROWS[:0], 0)
     assert not found.see("too few", ROWS, ROWS[1:], 0)
     assert found.verdict().outcome is Outcome.FAIL
+
+
+def test_to_the_last_bit_is_not_to_within_a_constant() -> None:
+    """Centred, a number added to all of a row is nothing; where bits are asked for, it is a difference."""
+    found = Comparisons(Allowance(1.0, 0.0, "bits"))
+    assert found.see("the same", ROWS, ROWS, 0)
+    assert not found.see("shifted", ROWS, ROWS + np.float32(1.0), 0)
+    assert found.verdict().outcome is Outcome.FAIL
