@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from harness.checkpoint import find_checkpoint
 from harness.compare import Outcome, Verdict
@@ -48,6 +50,24 @@ def member_run(run: Run, target: Target, member: str) -> Run:
         golden_roots=golden_roots(checkpoint, fingerprint),
     )
     return Run(settings, run.backends, run.announce, run.step, beside=run)
+
+
+class MemberSession(TargetSession):
+    """A session of a member: its few logits are small, and are kept for when they are asked for again."""
+
+    def __init__(self, run: Run, target: Target) -> None:
+        super().__init__(run, target)
+        self._kept: dict[str, NDArray[np.float32]] = {}
+
+    def logits(self, prompt: PromptCase) -> NDArray[np.float32]:
+        """See `TargetSession.logits`; remembered, since what it computes with is inferred from most of them first."""
+        if prompt.id not in self._kept:
+            self._kept[prompt.id] = super().logits(prompt)
+        return self._kept[prompt.id]
+
+    def _start(self) -> None:
+        self._kept.clear()
+        super()._start()
 
 
 def prompts_of(session: TargetSession, stretch: str) -> list[PromptCase]:

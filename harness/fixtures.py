@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from harness.checkpoint import Checkpoint
-from harness.family import member_run
+from harness.family import MemberSession, member_run
 from harness.judge import Judge
 from harness.run import PromptCase
 from harness.sessions import TargetSession
@@ -118,7 +118,7 @@ def member(
     """
     run = member_run(pytestconfig.stash[STATE].run(), session.target, request.param)
     session.rest()
-    opened = TargetSession(run, session.target)
+    opened = MemberSession(run, session.target)
     try:
         opened.start()
         yield opened

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
+import importlib.metadata
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from harness.weights import ArtifactWeights
 
 _DISTRIBUTION = "intel-npu-acceleration-library"
 _KINDS = {"npu": DeviceKind.NPU, "cpu": DeviceKind.CPU}
+_PHI3 = Path("models", "phi3", "configuration_phi3.py")
 _ABSENT = Unavailable(
     "the library finds no NPU and would compute on the CPU", "needs an Intel NPU and its driver (2408 or later)"
 )
@@ -84,6 +86,7 @@ class NpuLibraryBackend:
 
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
         """Compile the checkpoint for the NPU at the target's precision."""
+        _check_rotary(artifact)
         import torch
         from intel_npu_acceleration_library import NPUModelForCausalLM
         from intel_npu_acceleration_library.compiler import CompilerConfig
@@ -92,7 +95,6 @@ class NpuLibraryBackend:
         check_options(self.name, options, {})
         if self._loaded:
             raise UsageError("the library ends the process at the second model", "load each in a worker of its own")
-        _check_rotary(artifact)
         self._loaded = True
         dtype = {Precision.FP16: torch.float16, Precision.INT8: int8, Precision.INT4: int4}[target.precision]
         model = NPUModelForCausalLM.from_pretrained(
@@ -149,16 +151,17 @@ def _check_rotary(checkpoint: Path) -> None:
     """Raise Unsupported where only a part of each head is rotated and the transformers that is installed rotates all.
 
     4.47, the last one that the library works with, does not know `partial_rotary_factor`: it takes no LongRoPE factors
-    for a part of a head, and says nothing where there are none.
+    for a part of a head, and says nothing where there are none. Its source is read, since importing it takes seconds.
     """
-    from transformers import Phi3Config, __version__
-
+    found = importlib.util.find_spec("transformers")
+    source = None if found is None or found.origin is None else Path(found.origin).parent / _PHI3
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     rope = config.get("rope_parameters") or {}
     partial = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
-    if partial != 1.0 and "partial_rotary_factor" not in inspect.signature(Phi3Config.__init__).parameters:
+    if partial != 1.0 and source is not None and "partial_rotary_factor" not in source.read_text(encoding="utf-8"):
         raise Unsupported(
-            f"transformers {__version__} rotates whole heads; the checkpoint has a partial_rotary_factor of {partial}",
+            f"transformers {importlib.metadata.version('transformers')} rotates whole heads; the checkpoint has a "
+            f"partial_rotary_factor of {partial}",
             "the library works with no newer transformers: use another backend for this checkpoint",
         )
 
