@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
 from harness import overflow
 from harness.checkpoint import Checkpoint
 from harness.compare import Outcome, Verdict
-from harness.consistency import Allowance, Comparisons
+from harness.consistency import Comparisons
 from harness.decompose import ArtifactReferences, Undecomposed
 from harness.errors import HarnessError
 from harness.exact_weights import open_references
@@ -74,9 +73,7 @@ def full_context(session: TargetSession) -> Verdict:
     hardest = find_hardest(session)
     tokens = [token for prompt in hardest.prompts for token in prompt.tokens]
     tokens = (tokens * (most // len(tokens) + 1))[:most]
-    with _opened(session) as references:
-        peaks = references.peaks(tokens) if references is not None else {}
-    return _judged(session, hardest, [HardPrompt(f"{most} tokens of the hardest prompts", tuple(tokens), peaks)], 0)
+    return _judged(session, hardest, [HardPrompt(f"{most} tokens of the hardest prompts", tuple(tokens), {})], 0)
 
 
 def inner(session: TargetSession) -> Verdict:
@@ -85,9 +82,7 @@ def inner(session: TargetSession) -> Verdict:
     tokens = [token for prompt in hardest.prompts for token in prompt.tokens]
     tokens = tokens[: session.run.settings.checkpoint.window]
     states = _states(session, tokens)
-    with _opened(session) as references:
-        peaks = references.peaks(tokens) if references is not None else {}
-    return judge_inner(states, _order(states), peaks, hardest.numbers)
+    return judge_inner(states, _order(states), _peaks(session, tokens), hardest.numbers)
 
 
 def judge_inner(states: States, order: Sequence[str], peaks: Peaks, numbers: dict[str, float]) -> Verdict:
@@ -131,6 +126,12 @@ def find_hardest(session: TargetSession) -> Hardest:
             return Hardest(tuple(_unranked(special, length)), None)
         *prompts, plain = references.hard_prompts(special, ordinary, length)
     return Hardest(tuple(prompts), plain)
+
+
+def _peaks(session: TargetSession, tokens: Sequence[int]) -> Peaks:
+    """The FP32 reference's peaks on a text, none without a reference."""
+    with _opened(session) as references:
+        return references.peaks(tokens) if references is not None else {}
 
 
 def special_tokens(checkpoint: Checkpoint) -> list[int]:
@@ -179,7 +180,10 @@ def _opened(session: TargetSession) -> Iterator[ArtifactReferences | None]:
 def _judged(session: TargetSession, hardest: Hardest, prompts: Sequence[HardPrompt], steps: int) -> Verdict:
     """Feed prompts, the last `steps` tokens one by one, and hold the rows against the oracle's."""
     oracle, stepper = Oracle(session), Stepper(session)
-    found = Comparisons(_allowance(session, oracle, hardest))
+    # Rounding is not on these prompts what it is on ordinary ones: their own yardstick counts where it is more.
+    # Past the window nothing is new, so that a full context has that of its beginning.
+    most = session.run.settings.checkpoint.window + 2 * _LENGTH
+    found = Comparisons(max((oracle.allowance(prompt.tokens[:most]) for prompt in prompts), key=lambda one: one.unit))
     explanations = []
     for prompt in prompts:
         tokens, prefill = prompt.tokens, len(prompt.tokens) - steps
@@ -188,28 +192,18 @@ def _judged(session: TargetSession, hardest: Hardest, prompts: Sequence[HardProm
         expected, count = oracle.rows(tokens, prefill), rows.shape[0]
         spread = expected.spread[-count:]
         if not found.see(prompt.name, expected.rows[-count:], rows, len(tokens) - count, spread):
-            explanations.append(_explained(session, tokens, prompt.peaks))
+            explanations.append(_explained(session, prompt))
     verdict = found.verdict(hardest.note)
     message = "\n".join([verdict.message, *dict.fromkeys(explanations)])
     return msgspec.structs.replace(verdict, numbers={**verdict.numbers, **hardest.numbers}, message=message)
 
 
-def _allowance(session: TargetSession, oracle: Oracle, hardest: Hardest) -> Allowance:
-    """Rounding is not on these prompts what it is on ordinary ones: their own yardstick counts where it is more."""
-    allowance, inference, references = oracle.allowance(), session.inference, session.references()
-    if inference is None or references is None:
-        return allowance
-    units = [allowance.unit]
-    for prompt in hardest.prompts:
-        variants = references.yardsticks(prompt.tokens, len(prompt.tokens) - _STEPS, inference.arithmetic)
-        units += [float(np.nan_to_num(rows, nan=0.0, posinf=0.0).max()) for rows in variants.values()]
-    return msgspec.structs.replace(allowance, unit=max(units))
-
-
-def _explained(session: TargetSession, tokens: Sequence[int], peaks: Peaks) -> str:
+def _explained(session: TargetSession, prompt: HardPrompt) -> str:
     """Where it goes wrong: what the device shows, else what the reference knows. Raises nothing of ours."""
+    peaks: Peaks = prompt.peaks
     try:
-        states = _states(session, tokens)
+        peaks = peaks or _peaks(session, prompt.tokens)
+        states = _states(session, prompt.tokens)
         shown = judge_inner(states, _order(states), peaks, {})
         if shown.outcome is not Outcome.PASS:
             return shown.message
