@@ -18,7 +18,7 @@ from harness.artifacts import ensure_exported
 from harness.backend import SessionInfo, load_backend
 from harness.checkpoint import find_checkpoint
 from harness.devices import find_interpreter
-from harness.errors import Stage, WorkerRaised
+from harness.errors import Stage, Unsupported
 from harness.golden import TREE, verify_files
 from harness.localise import Examined, Localisation, judge
 from harness.options import DEFAULT_CHECKPOINT
@@ -112,7 +112,7 @@ def test_npuw_says_that_it_cannot_be_watched(bench: Bench) -> None:
     if bench.target.backend != "openvino":
         pytest.skip("a road of OpenVINO's")
     bench.load(bench.artifact, "openvino:npuw-cpu:fp16")
-    with pytest.raises(WorkerRaised, match="no inner values"):
+    with pytest.raises(Unsupported, match="no inner values"):
         bench.device.call(Stage.RUN, "residual_states", tokens=[1, 2, 3], prefill=2)
 
 
@@ -169,5 +169,5 @@ def test_a_graph_that_cannot_be_followed_is_said_to_be(bench: Bench, tmp_path: P
     path = other / "openvino_model.xml"
     path.write_text(path.read_text(encoding="utf-8").replace("layers.4/aten::add/Add_1", "elsewhere"), encoding="utf-8")
     bench.load(other)
-    with pytest.raises(WorkerRaised, match=r"no operation __module.model.layers.4/aten::add/Add_1"):
+    with pytest.raises(Unsupported, match=r"no operation __module.model.layers.4/aten::add/Add_1"):
         bench.device.call(Stage.RUN, "residual_states", tokens=[1, 2, 3], prefill=2)
