@@ -71,7 +71,8 @@ def _declared_cases(prompts: tuple[Path, ...]) -> list[CaseId]:
     """
     own = [f"--prompts={path}" for path in prompts]
     cases, said = _Cases(), io.StringIO()
-    given = ["--collect-only", "-q", "--minutes=1", "-c", str(TREE / "pyproject.toml"), "-p", "no:cacheprovider", "--no-header"]
+    given = ["--collect-only", "-q", "-c", str(TREE / "pyproject.toml"), "-p", "no:cacheprovider", "--no-header"]
+    given.append("--minutes=1")  # soaks are cases, too
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         status = pytest.main([*given, *own, str(TREE / "conformance")], plugins=[cases])
     if status != pytest.ExitCode.OK or not cases.found:

@@ -93,9 +93,7 @@ def _of_waiver(waiver: Waiver, records: Sequence[tuple[str, RunRecord]]) -> Iter
             yield Found(waiver.id, True, f"{_cases(passing)} now in {name}: delete or narrow the waiver")
     if not judged:
         why = (
-            "other checkpoints or versions than the defect's were run"
-            if other_versions
-            else "its targets were not run"
+            "other checkpoints or versions than the defect's were run" if other_versions else "its targets were not run"
         )
         yield Found(waiver.id, False, f"says nothing of these runs: {why}")
     elif not needed:
