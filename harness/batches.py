@@ -14,6 +14,7 @@ import numpy as np
 from harness.compare import Outcome, Verdict
 from harness.consistency import Allowance, Comparisons
 from harness.errors import Unsupported
+from harness.longrope import switch_of
 from harness.sessions import TargetSession
 from harness.stepping import Logits, Oracle, Stepper, text_of
 
@@ -36,7 +37,10 @@ _ROW, _NEIGHBOUR = 20, 33
 
 def like_alone(session: TargetSession, name: str) -> Verdict:
     """Each row of a batch, its prompt and some tokens decoded after it, equals itself alone."""
-    rows = [_row(session, length, start) for length, start in BATCHES[name]]
+    # Under LongRoPE the longest row decides on the factors of all of them, by design: no row may be past the switch.
+    switch = switch_of(session.run.settings.checkpoint.config)
+    longest = max(length for length, _ in BATCHES[name]) if switch is None else max(1, switch - _STEPS)
+    rows = [_row(session, min(length, longest), start) for length, start in BATCHES[name]]
     oracle, stepper = Oracle(session), Stepper(session)
     found = Comparisons(oracle.allowance())
     together = _together(stepper, rows)
@@ -80,12 +84,13 @@ def _together(stepper: Stepper, rows: Sequence[tuple[int, ...]]) -> list[Logits]
 def _row(session: TargetSession, length: int, start: int, unlike: int | None = None) -> tuple[int, ...]:
     """A prompt with what follows it, as one text, which begins with another token than `unlike`.
 
-    It does not end with a token that a runtime may take for padding. Raises Unsupported where the prompts have no such.
+    Neither the prompt ends nor does what follows go on from a token that a runtime may take for padding, or for the end
+    of the row. Raises Unsupported where the prompts have no such.
     """
     checkpoint = session.run.settings.checkpoint
     padding = {*checkpoint.end_tokens, checkpoint.config.get("pad_token_id")}
     for begin in range(start, start + _SOUGHT):
         text = text_of(session, length + _STEPS, begin)
-        if text[length - 1] not in padding and text[0] != unlike:
+        if padding.isdisjoint(text[length - 1 : -1]) and text[0] != unlike:
             return tuple(text)
     raise Unsupported("the run's prompts are the same token over and over", "add a prompt with some text to it")
