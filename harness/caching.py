@@ -20,8 +20,6 @@ _LENGTH = 40
 _SPLITS = 12
 # Tokens short of the window at which a text that is to cross it begins, and by how many it does.
 _BEFORE, _PAST = 6, 12
-# A cache is filled by so many steps of one token at most.
-_MOST_STEPS = 256
 
 
 def token_by_token(session: TargetSession) -> Verdict:
@@ -56,10 +54,7 @@ def at_capacity(session: TargetSession) -> Verdict:
     stepper = Stepper(session)
     capacity = stepper.context
     stepper.need_room(capacity)
-    prompt = min(capacity - 4, stepper.able.max_prompt or capacity)
-    if capacity - prompt > _MOST_STEPS:
-        raise Unsupported(f"{capacity - prompt} steps would be needed to fill the cache", stepper.able.longer)
-    return _fed(session, [_steps(prompt, capacity)], last=8)
+    return _fed(session, [_steps(stepper.prompt_to_fill(4), capacity)], last=8)
 
 
 def rewound(session: TargetSession) -> Verdict:

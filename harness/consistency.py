@@ -7,6 +7,8 @@ yardstick. A mistake with the cache, a mask or a position moves it by hundreds o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -106,11 +108,15 @@ class Comparisons:
             return Verdict(Outcome.FAIL, numbers, limits, "zero positions were compared")
         if not self._failures:
             return Verdict(Outcome.PASS, numbers, limits, note)
-        lines = self._failures[:_SENTENCES]
-        if len(self._failures) > len(lines):
-            lines.append(f"{len(self._failures)} of {self._sets} differ")
-        return Verdict(Outcome.FAIL, {**numbers, "differ": float(len(self._failures))}, limits, "\n".join(lines))
+        message = spelled_out(self._failures, f"of {self._sets} differ")
+        return Verdict(Outcome.FAIL, {**numbers, "differ": float(len(self._failures))}, limits, message)
 
     def _fail(self, message: str) -> bool:
         self._failures.append(message)
         return False
+
+
+def spelled_out(failures: Sequence[str], of_all: str) -> str:
+    """The first failures, a line each; where there are more, how many, in the words of `of_all`: "of 9 differ"."""
+    more = [f"{len(failures)} {of_all}"] if len(failures) > _SENTENCES else []
+    return "\n".join([*failures[:_SENTENCES], *more])

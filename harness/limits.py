@@ -12,12 +12,11 @@ from harness.errors import Unsupported, WorkerRaised
 from harness.run import PromptCase
 from harness.sessions import TargetSession
 from harness.stepping import Logits, Stepper, text_of
+from harness.worker import NO_MESSAGE
 
 _NEW_TOKENS = 16
 _PLACES = (0, 1, 4, 9)
 _LIMITS = (1, 2, 5, 11)
-# A cache is filled by so many steps of one token at most.
-_MOST_STEPS = 256
 # The same text in the same process, shapes and all: what differs by more than this share of the logits is broken.
 _AS_BEFORE = 1e-2
 
@@ -96,11 +95,9 @@ def too_long_prompt(session: TargetSession) -> Verdict:
 def full_cache(session: TargetSession) -> Verdict:
     """A token more than the cache holds is refused in words, or computed; the session lives on either way."""
     stepper = Stepper(session)
-    able, context = stepper.able, stepper.context
+    context = stepper.context
     stepper.need_room(context + 1)
-    prompt = min(able.max_prompt or context, context)
-    if context - prompt > _MOST_STEPS:
-        raise Unsupported(f"{context - prompt} steps would be needed to fill the cache", able.longer)
+    prompt = stepper.prompt_to_fill(0)
 
     def overfill() -> Logits:
         stepper.append(text_of(session, prompt))
@@ -141,7 +138,8 @@ def _provoke(session: TargetSession, asked: dict[str, Callable[[], Logits]], *, 
             except WorkerRaised as error:
                 refused = error.problem
             if refused:
-                checks.see(bool(refused.partition(": ")[2].strip(" .()")), f"{what} was refused without a word")
+                words = refused.partition(": ")[2].removeprefix(NO_MESSAGE)
+                checks.see(bool(words.strip(" .")), f"{what} was refused without a word")
             elif must_refuse:
                 checks.see(False, f"{what} was taken without an error, in a vocabulary of {before.shape[1]}")
             else:

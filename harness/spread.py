@@ -7,12 +7,9 @@ from numpy.typing import NDArray
 
 from harness import metrics
 from harness.compare import Outcome, Verdict
-from harness.consistency import Allowance
+from harness.consistency import Allowance, spelled_out
 
 Logits = NDArray[np.float32]
-
-# Failures that a verdict spells out.
-_SENTENCES = 4
 
 
 class Spread:
@@ -86,10 +83,8 @@ class Spread:
             return Verdict(Outcome.FAIL, numbers, limits, "zero positions were compared")
         if not self._failures:
             return Verdict(Outcome.PASS, numbers, limits, note)
-        lines = self._failures[:_SENTENCES]
-        if len(self._failures) > len(lines):
-            lines.append(f"{len(self._failures)} of {self._answers} answers differ")
-        return Verdict(Outcome.FAIL, numbers, limits, "\n".join(lines))
+        message = spelled_out(self._failures, f"of {self._answers} answers differ")
+        return Verdict(Outcome.FAIL, numbers, limits, message)
 
 
 def _bits(logits: Logits) -> NDArray[np.uint32]:

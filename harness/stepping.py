@@ -23,6 +23,8 @@ Logits = NDArray[np.float32]
 
 # Below this share of the logits' own size nothing is told apart: a few roundings of FP32.
 _FLOOR = 1e-6
+# A cache is filled by so many steps of one token at most.
+_MOST_STEPS = 256
 # Logits of one text that are asked for at once, in bytes: the session's, the reference's and what compares them are
 # held at the same time. That is 8,371 tokens of a vocabulary of 32,064, or 1,341 of one of 200,064.
 _MOST_LOGITS = 1 << 30
@@ -56,6 +58,16 @@ class Stepper:
     def holdable(self) -> int:
         """The most tokens of a text whose logits are asked for at once, for want of memory to compare more in."""
         return _MOST_LOGITS // (4 * self._session.run.settings.checkpoint.vocabulary)
+
+    def prompt_to_fill(self, steps: int) -> int:
+        """The longest prompt after which so many tokens, or more, are needed one by one to fill the context.
+
+        Raises Unsupported where these would be too many, as in a session that takes short prompts only.
+        """
+        prompt = min(self.context - steps, self.able.max_prompt or self.context)
+        if self.context - prompt > _MOST_STEPS:
+            raise Unsupported(f"{self.context - prompt} steps would be needed to fill the cache", self.able.longer)
+        return prompt
 
     def need_room(self, tokens: int) -> None:
         """Raises Unsupported where the logits of so many tokens are more than are asked for at once."""

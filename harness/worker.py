@@ -21,6 +21,8 @@ from harness.orphans import Tree
 from harness.watch import LOOK_SECONDS, Excess, Limits, MemoryWatch
 from harness.wire import pack, unpack
 
+NO_MESSAGE = "(no message)"
+"""What stands in an error for the words of a runtime that gave none."""
 _START_SECONDS = 60.0
 _LAST_WORDS_SECONDS = 10.0
 _EXIT_SECONDS = 5.0
@@ -294,7 +296,7 @@ class Worker:
         return WorkerDied(stage, problem)
 
     def _raised(self, stage: Stage, operation: str, name: str, message: str, remedy: str, trace: str) -> HarnessError:
-        shown = message.strip() or "(no message)"
+        shown = message.strip() or NO_MESSAGE
         if name == Unsupported.__name__ and not trace:
             return Unsupported(f"{self.label}: {shown}", remedy)
         if not trace:  # one of our own errors, already worded for the user

@@ -29,6 +29,7 @@ from harness.run import PromptCase
 from harness.sessions import TargetSession
 from harness.steps import Steps
 from harness.target import Precision, Target
+from harness.worker import NO_MESSAGE
 from support import PLANTED, Tiny
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class DirectTarget:
         except HarnessError:
             raise
         except Exception as error:  # noqa: BLE001 - as in a worker
-            problem = f"{self.target} raised {type(error).__name__} in {operation}: {error}"
+            words = str(error).strip() or NO_MESSAGE  # as a worker's error has it
+            problem = f"{self.target} raised {type(error).__name__} in {operation}: {words}"
             raise WorkerRaised(Stage.RUN, problem) from None
 
 

@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 
-from direct import direct
 from harness import caching, limits
 from harness.causality import later_tokens
 from harness.compare import Outcome, Verdict
 from harness.errors import Unsupported
 from harness.sessions import TargetSession
 from harness.walk import walk
-from support import Tiny
 
 CHECKS: dict[str, Callable[[TargetSession], Verdict]] = {
     "token-by-token": caching.token_by_token,
@@ -59,15 +57,6 @@ FAULTS = (
     ("dies-inside-after-refusal", "full-cache"),
     ("refuses-without-a-word", "full-cache"),
 )
-
-
-@pytest.fixture
-def planted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], TargetSession]:
-    def with_fault(fault: str) -> TargetSession:
-        monkeypatch.setenv("PLANTED_FAULT", fault)
-        return direct(tiny)
-
-    return with_fault
 
 
 @pytest.mark.parametrize("check", CHECKS)

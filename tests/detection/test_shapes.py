@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 
-from direct import direct
 from harness import batches, shapes
 from harness.compare import Outcome, Verdict
 from harness.sessions import TargetSession
-from support import Tiny
 
 CHECKS: dict[str, Callable[[TargetSession], Verdict]] = {
     "one-token": shapes.one_token,
@@ -40,15 +38,6 @@ FAULTS = (
     ("neighbour-leaks", "neighbours"),
     ("first-row-blind", "neighbours"),
 )
-
-
-@pytest.fixture
-def planted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], TargetSession]:
-    def with_fault(fault: str) -> TargetSession:
-        monkeypatch.setenv("PLANTED_FAULT", fault)
-        return direct(tiny)
-
-    return with_fault
 
 
 @pytest.mark.parametrize("check", CHECKS)
