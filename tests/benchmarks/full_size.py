@@ -40,52 +40,8 @@ from harness.prompts import PromptSuite, read_suite
 from harness.recording import Streaming, record_golden
 from harness.worker import Worker
 
-# Layers are written one by one: the whole model in memory is what this is about to avoid.
-MAKE = """
-import json, sys, torch
-from pathlib import Path
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import Phi3Config, PreTrainedTokenizerFast
-out, shape = Path(sys.argv[1]), json.loads(sys.argv[2])
-out.mkdir(parents=True)
-config = Phi3Config(**shape, architectures=["Phi3ForCausalLM"], torch_dtype="bfloat16",
-    bos_token_id=1, eos_token_id=[32000], pad_token_id=32000)
-config.save_pretrained(out)
-generator = torch.Generator().manual_seed(20261125)
-H, I, V = config.hidden_size, config.intermediate_size, config.vocab_size
-size = H // config.num_attention_heads
-qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * size
-def draw(*shape):
-    return torch.randn(shape, generator=generator).mul_(0.02).to(torch.bfloat16)
-def layer(i):
-    prefix = f"model.layers.{i}."
-    ones = torch.ones(H, dtype=torch.bfloat16)
-    return {prefix + "input_layernorm.weight": ones, prefix + "post_attention_layernorm.weight": ones.clone(),
-        prefix + "self_attn.qkv_proj.weight": draw(qkv, H), prefix + "self_attn.o_proj.weight": draw(H, H),
-        prefix + "mlp.gate_up_proj.weight": draw(2 * I, H), prefix + "mlp.down_proj.weight": draw(H, I)}
-half = config.num_hidden_layers // 2
-shards, index, total = [range(half), range(half, config.num_hidden_layers)], {}, 0
-for number, layers in enumerate(shards, 1):
-    name = f"model-{number:05}-of-00002.safetensors"
-    tensors = {k: v for i in layers for k, v in layer(i).items()}
-    if number == 1:
-        tensors["model.embed_tokens.weight"] = draw(V, H)
-    else:
-        tensors["model.norm.weight"] = torch.ones(H, dtype=torch.bfloat16)
-        tensors["lm_head.weight"] = draw(V, H)
-    save_file(tensors, out / name, metadata={"format": "pt"})
-    index |= {k: name for k in tensors}
-    total += sum(v.numel() for v in tensors.values())
-text = json.dumps({"metadata": {"total_size": 2 * total}, "weight_map": index})
-(out / "model.safetensors.index.json").write_text(text)
-alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-tokenizer.decoder = decoders.ByteLevel()
-PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(out)
-print(total)
-"""
+sys.path.insert(0, str(TREE / "tests"))  # run as a script, this has its own folder there
+from published_shapes import make
 
 # The same by transformers: what a golden of a model that fits into memory is made of.
 BARE = """
@@ -93,12 +49,11 @@ import json, sys, numpy as np, torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 torch.use_deterministic_algorithms(True)
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, attn_implementation="eager").eval()
-cases = json.loads(sys.stdin.read())
-found = {}
+cases, ends, found = json.loads(sys.stdin.read()), json.loads(sys.argv[3]), {}
 with torch.inference_mode():
     for name, tokens, new_tokens in cases:
         ids = torch.tensor([tokens])
-        greedy = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, eos_token_id=[32000], pad_token_id=32000)
+        greedy = GenerationConfig(do_sample=False, max_new_tokens=new_tokens, eos_token_id=ends, pad_token_id=32000)
         sequence = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
         found[name + ".tokens"] = sequence[0].numpy()
         found[name + ".logits"] = model(input_ids=sequence, use_cache=False).logits[0].numpy()
@@ -113,11 +68,9 @@ torch.randn(256, 256) @ torch.randn(256, 256)
 print(int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
 """
 
-_COMMON = {"vocab_size": 32064, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
-SHAPES = {
-    "small": {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 16, "num_attention_heads": 20},
-    "mini": {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32},
-}
+# Of Phi-3-mini-4k's configuration, but for these.
+SMALL = {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 16, "num_attention_heads": 20}
+SMALL |= {"num_key_value_heads": 20}
 
 
 class Cost(NamedTuple):
@@ -166,7 +119,7 @@ def _anonymous() -> int:
 def main() -> None:
     """Make a checkpoint and prompts, record, and print what it took."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("model", choices=sorted(SHAPES))
+    parser.add_argument("model", choices=("mini", "small"))
     parser.add_argument("--prompts", type=int, default=None)
     parser.add_argument("--new-tokens", type=int, default=None)
     parser.add_argument("--memory", default=None)
@@ -179,7 +132,7 @@ def main() -> None:
         folder = Path(name)
         checkpoint = options.checkpoint or folder / "random"
         if not checkpoint.is_dir():
-            make(checkpoint, options.model, str(interpreter or sys.executable))
+            make_checkpoint(checkpoint, options.model)
         suite = write_suite(folder, options.prompts or (40 if mini else 12), options.new_tokens or (64 if mini else 32))
         memory = parse_size(options.memory or ("6GB" if mini else "1.9GB"))
         streamed = stream(checkpoint, suite, folder, interpreter, Streaming(memory, drafting=not options.no_drafting))
@@ -187,13 +140,10 @@ def main() -> None:
     sys.exit(0 if right else 1)
 
 
-def make(checkpoint: Path, model: str, python: str) -> None:
+def make_checkpoint(checkpoint: Path, model: str) -> None:
     """Write the checkpoint."""
-    shape = json.dumps({**_COMMON, **SHAPES[model], "sliding_window": 2047})
-    made = subprocess.run(
-        [python, "-c", MAKE, str(checkpoint), shape], check=True, capture_output=True, text=True
-    ).stdout
-    print(f"random Phi-3 of {int(made) / 1e6:.0f} million parameters in BF16, two shards", flush=True)
+    total = make(checkpoint, "phi-3-mini-4k", changes=SMALL if model == "small" else {})
+    print(f"random Phi-3 of {total / 1e6:.0f} million parameters in BF16", flush=True)
 
 
 def write_suite(folder: Path, count: int, new_tokens: int) -> PromptSuite:
@@ -244,6 +194,7 @@ def compare(checkpoint: Path, folder: Path, suite: PromptSuite, interpreter: Pat
     meter = Meter()
     meter.start()
     arguments = [str(interpreter or sys.executable), "-c", BARE, str(checkpoint), str(folder / "bare.npz")]
+    arguments.append(json.dumps(list(find_checkpoint(str(checkpoint)).end_tokens)))
     subprocess.run(arguments, input=json.dumps(cases), check=True, capture_output=True, text=True)
     bare = meter.read()
     idle = int(subprocess.run([arguments[0], "-c", IDLE], check=True, capture_output=True, text=True).stdout)

@@ -1,0 +1,111 @@
+"""Checkpoints of the published models' true shapes, and the whole way through this project with them.
+
+    python tests/benchmarks/true_shapes.py make NAME FOLDER [--layers N]
+    python tests/benchmarks/true_shapes.py chain [NAME ...] [--layers N] [--targets GLOB ...] [--memory SIZE]
+
+`make` writes a checkpoint of random weights, seeded, in BF16 and in shards as the published one is. `chain` makes one,
+cut to `--layers` (2) of its layers with their true widths, and for each records a golden by streaming, verifies it and
+judges the targets by it, with logits, greedy answers, the three errors and the weights; it prints time and memory of
+each step and how the cases came out. Memory is RssAnon of all processes, see `full_size.py`. Linux only. Needs an
+interpreter with the runtimes, `.tox/runtime`. It takes minutes a model and up to 20 GB of disk below the home folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from full_size import Cost, Meter
+
+from harness.golden import TREE
+from harness.record import read_record
+
+sys.path.insert(0, str(TREE / "tests"))  # run as a script, this has its own folder there
+from published_shapes import NAMES, make, write_prompts
+
+_TEXTS = ("The quick brown fox jumps over the lazy dog", "Rain, and a hare")
+_SUITES = ("test_greedy", "test_known_faults", "test_logits", "test_weights")
+
+
+def main() -> None:
+    """Make a checkpoint, or go the whole way with some."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    made = commands.add_parser("make")
+    made.add_argument("name", choices=NAMES)
+    made.add_argument("folder", type=Path)
+    made.add_argument("--layers", type=int, default=None)
+    chain = commands.add_parser("chain")
+    chain.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
+    chain.add_argument("--layers", type=int, default=2)
+    chain.add_argument("--targets", action="append", default=[])
+    chain.add_argument("--memory", default="6GB")
+    chain.add_argument("--new-tokens", type=int, default=4)
+    options = parser.parse_args()
+    if options.command == "make":
+        total = make(options.folder, options.name, layers=options.layers)
+        print(f"{options.folder}: {options.name} of {total / 1e6:.0f} million random weights")
+        return
+    names = options.names or list(NAMES)
+    if not set(names) <= set(NAMES):
+        parser.error(f"models are {', '.join(NAMES)}")
+    targets = options.targets or ["openvino:cpu:int4"]
+    right = [_chain(name, options.layers, targets, options.memory, options.new_tokens) for name in names]
+    sys.exit(0 if all(right) else 1)
+
+
+def _chain(name: str, layers: int, targets: list[str], memory: str, new_tokens: int) -> bool:
+    """The whole way with one model; whether every step ended well and every case that ran passed."""
+    with tempfile.TemporaryDirectory(dir=Path.home()) as root:  # /tmp may be memory
+        folder = Path(root)
+        checkpoint, suite, golden = folder / name, folder / "few.jsonl", folder / "golden"
+        total = make(checkpoint, name, layers=layers)
+        write_prompts(suite, _TEXTS, new_tokens)
+        print(f"{name}, {layers} layers: {total / 1e6:.0f} million weights", flush=True)
+        where = [f"--checkpoint={checkpoint}", f"--prompts={suite}", f"--golden={golden}"]
+        command = [sys.executable, "-m", "harness.cli", "golden"]
+        right = _run("golden record", [*command, "record", *where, "--memory", memory], folder)
+        right = right and _run("golden verify", [*command, "verify", *where], folder)
+        for target in targets if right else ():
+            record = folder / "record.json"
+            record.unlink(missing_ok=True)
+            judge = [sys.executable, "-m", "pytest", "-c", str(TREE / "pyproject.toml"), *where, f"--targets={target}"]
+            judge += [f"--record={record}", "-p", "no:cacheprovider", "-q"]
+            judge += [str(TREE / "conformance" / f"{suite}.py") for suite in _SUITES]
+            right &= _run(f"pytest {target}", judge, folder)
+            _tell(record)
+        return right
+
+
+def _run(what: str, command: list[str], folder: Path) -> bool:
+    """Carry out a step and print what it took; its output only where it failed."""
+    environment = {**os.environ, "PHI3_CONFORMANCE_CACHE": str(folder / "cache")}
+    meter = Meter()
+    meter.start()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+    cost: Cost = meter.read()
+    print(f"  {what}: {cost}{'' if done.returncode == 0 else f', ended with status {done.returncode}'}", flush=True)
+    if done.returncode:
+        print("\n".join("    " + line for line in (done.stdout + done.stderr).splitlines()[-40:]), flush=True)
+    return done.returncode == 0
+
+
+def _tell(record: Path) -> None:
+    """How the cases of a run came out, and the figures of those that have some."""
+    if not record.is_file():
+        return
+    cases = read_record(record).cases
+    counts = Counter(case.outcome for case in cases)
+    print("    " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())), flush=True)
+    for case in cases:
+        if case.outcome not in ("PASS", "UNSUPPORTED"):
+            print(f"    {case.id}: {case.outcome}: {case.message.splitlines()[0] if case.message else ''}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
