@@ -30,6 +30,7 @@ from harness.cli_waivers import waivers
 from harness.devices import find_interpreter, parse_interpreters
 from harness.errors import HarnessError, UsageError
 from harness.golden import TREE, golden_roots, open_golden, user_root, verify_files
+from harness.golden_compact import FORMS
 from harness.lab import parse_hosts
 from harness.options import DEFAULT_CHECKPOINT, POLICY, PROMPTS, WAIVERS, Options, parse_size, select_targets
 from harness.prompts import PromptSuite, read_suite
@@ -270,6 +271,9 @@ def golden() -> None:
 )
 @click.option("--draft", type=click.Path(path_type=Path), help="Another build's golden, whose answers are tried first.")
 @click.option("--drafting/--no-drafting", default=True, help="Try several tokens in a pass where weights are streamed.")
+@click.option(
+    "--form", type=click.Choice(FORMS), help="Keep every logit, or 2 KB a position. Default: by the vocabulary."
+)
 def record(
     checkpoint: str,
     prompts: tuple[str, ...],
@@ -280,6 +284,7 @@ def record(
     memory: str | None,
     draft: Path | None,
     drafting: bool,
+    form: str | None,
 ) -> None:
     """Record the golden of a checkpoint on one or more prompt suites.
 
@@ -306,6 +311,7 @@ def record(
                         trust_remote_code=trust_remote_code,
                         hidden=hidden,
                         streaming=streaming,
+                        form=form,
                     )
                 noise = manifest.noise
                 click.echo(
@@ -328,7 +334,9 @@ def verify(checkpoint: str, prompts: tuple[str, ...], golden: Path | None) -> No
     for suite in _suites(prompts):
         opened = open_golden(roots, found, fingerprint, suite)
         for case in opened.manifest.cases:
-            opened.logits(case.id)
+            opened.rows(case.id)
+            if case.switch:
+                opened.fresh_rows(case.id)
         click.echo(
             f"{opened.folder}: whole, {len(opened.manifest.cases)} cases, as recorded {opened.manifest.recorded}"
         )
@@ -348,6 +356,11 @@ def show(folder: Path) -> None:
     click.echo(
         f"noise       centred RMS {noise.centred_rms_mean:.1e} mean, {noise.centred_rms_worst:.1e} worst (logits)"
     )
+    if plan := manifest.compact or None:
+        click.echo(
+            f"form        compact, {plan.row.itemsize} bytes a position: {plan.top} likeliest tokens, "
+            f"{plan.even} even and {plan.drawn} drawn samples"
+        )
     click.echo(f"\n{'case':32} {'prompt':>6} {'new':>4} {'ended':>6} {'least margin':>13}")
     for case in manifest.cases:
         ended = "yes" if case.ended else "no"

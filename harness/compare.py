@@ -7,7 +7,7 @@ and gives a `Verdict`: an outcome, the raw numbers it rests on, the limits, and 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from harness import metrics
 from harness.attest import attest, required_rank
 from harness.policy import GreedyLimits, Limit, LogitLimits, Policy, SuiteLimits
+from harness.reference_rows import ReferenceRows, as_rows
 from harness.target import DeviceKind, Evidence
 
 Logits = NDArray[np.floating]
@@ -61,8 +62,10 @@ class Rows(msgspec.Struct, frozen=True):
     first: int
 
 
-def compare_logits(reference: Logits, device: Logits, prompt_length: int, *, whole_prompt: bool) -> Rows | Verdict:
-    """Compare `[n + m, V]` reference logits with what the device gave.
+def compare_logits(
+    reference: Logits | ReferenceRows, device: Logits, prompt_length: int, *, whole_prompt: bool
+) -> Rows | Verdict:
+    """Compare n + m reference rows, or `[n + m, V]` logits, with what the device gave.
 
     A wrong shape, NaN or Inf is a failing verdict: such logits are never compared.
     """
@@ -80,18 +83,22 @@ def compare_logits(reference: Logits, device: Logits, prompt_length: int, *, who
         return Verdict(
             Outcome.FAIL, {}, {}, f"{value} among the logits: position {first + row}, vocabulary entry {column}"
         )
-    return Rows(metrics.compare_rows(reference[first:], device), first)
+    return Rows(as_rows(reference)[first:].compare(device), first)
 
 
 def judge_logits(rows: Rows, limits: LogitLimits, prompt_length: int) -> Verdict:
-    """Hold mean and worst KL and centred relative error of one prompt against their limits; all of them gate."""
+    """Hold mean and worst KL and centred relative error of one prompt against their limits; all of them gate.
+
+    Where they are estimates, the worst is of what they are at least: see `harness.metrics.SURELY`.
+    """
     kl, relative = rows.errors.kl, rows.errors.centred_relative
+    surely = {"kl": rows.errors.kl_surely, "relative": rows.errors.relative_surely}
     numbers = {
         "positions": float(kl.size),
         "kl_mean": float(kl.mean()),
-        "kl_worst": float(kl.max()),
+        "kl_worst": float(surely["kl"].max()),
         "relative_mean": float(relative.mean()),
-        "relative_worst": float(relative.max()),
+        "relative_worst": float(surely["relative"].max()),
         "centred_rms_mean": float(rows.errors.centred_rms.mean()),
         "centred_rms_worst": float(rows.errors.centred_rms.max()),
         "top1": float(rows.errors.top1_agrees.mean()),
@@ -106,7 +113,7 @@ def judge_logits(rows: Rows, limits: LogitLimits, prompt_length: int) -> Verdict
         limit: Limit = getattr(limits, key)
         if not numbers[key] <= limit.limit:
             unit = " nat" if key.startswith("kl") else ""
-            place = _place(kl if "kl" in key else relative, rows.first, prompt_length) if "worst" in key else ""
+            place = _place(surely[key.split("_")[0]], rows.first, prompt_length) if "worst" in key else ""
             lines.append(f"{name} {numbers[key]:.3g}{unit}{place}; allowed: {limit.limit:.3g}{unit} ({limit.origin})")
     bounds = {key: getattr(limits, key).limit for key in ("kl_mean", "kl_worst", "relative_mean", "relative_worst")}
     return Verdict(Outcome.FAIL if lines else Outcome.PASS, numbers, bounds, "\n".join(lines))
@@ -152,10 +159,18 @@ def is_echo(
     return span >= 8 and list(tokens[:span]) == list(prompt[:span]) and list(golden[:span]) != list(prompt[:span])
 
 
-def judge_match(golden: Sequence[int], tokens: Sequence[int], reference: Logits, limits: GreedyLimits) -> Verdict:
+def judge_match(
+    golden: Sequence[int],
+    tokens: Sequence[int],
+    reference: Logits | ReferenceRows,
+    limits: GreedyLimits,
+    ask: Callable[[], Logits] | None = None,
+) -> Verdict:
     """Token for token against the golden: a first divergence must lie where the golden hardly prefers its own.
 
-    `reference` is `[m, V]`: the golden's logits at the positions that chose its m tokens.
+    `reference`: `[m, V]` or m rows, the golden's at the positions that chose its m tokens. Compact rows may lack the
+    logit of the device's token and know how far below the best it lies at least. Where that is not beyond the limit,
+    `ask` is to give the whole rows.
     """
     bound = limits.divergence_margin
     if not golden or not tokens:
@@ -172,30 +187,48 @@ def judge_match(golden: Sequence[int], tokens: Sequence[int], reference: Logits,
         )
     if not 0 <= tokens[at] < reference.shape[1]:
         return Verdict(Outcome.FAIL, numbers, limit, f"token id {tokens[at]} is outside the vocabulary")
-    row = reference[at : at + 1]
-    margin = float(metrics.regret(row, np.asarray([tokens[at]]))[0] / metrics.centred_scale(row)[0])
+    margin, known = _margin(as_rows(reference)[at : at + 1], tokens[at])
+    if not known and margin <= bound.limit and ask is not None:
+        margin, known = _margin(as_rows(ask())[at : at + 1], tokens[at])
     numbers["divergence_margin"] = margin
+    if not known and margin <= bound.limit:
+        said = (
+            f"first divergence at token {at} of {len(golden)}, at a token of which the compact golden knows too little"
+        )
+        return Verdict(Outcome.FAIL, {**numbers, "token": float(at)}, limit, said)
     if margin <= bound.limit:
         return Verdict(Outcome.PASS, numbers, limit, f"first divergence at token {at} of {len(golden)}")
     message = (
-        f"first divergence at token {at} of {len(golden)}: the golden prefers its own token by {margin:.3g} "
-        f"of its logits' RMS; allowed: {bound.limit:.3g} ({bound.origin})"
+        f"first divergence at token {at} of {len(golden)}: the golden prefers its own token by "
+        f"{'' if known else 'at least '}{margin:.3g} of its logits' RMS; allowed: {bound.limit:.3g} ({bound.origin})"
     )
     return Verdict(Outcome.FAIL, {**numbers, "token": float(at)}, limit, message)
 
 
-def judge_regret(reference: Logits, tokens: Sequence[int], limits: GreedyLimits) -> Verdict:
+def _margin(row: ReferenceRows, token: int) -> tuple[float, bool]:
+    """How far a row prefers its best to a token, in units of its RMS; whether it is that, or that at least."""
+    found = row.regret([token])
+    return float(found.least[0] / row.scale()[0]), bool(found.known[0])
+
+
+def judge_regret(reference: Logits | ReferenceRows, tokens: Sequence[int], limits: GreedyLimits) -> Verdict:
     """Every token the device chose must be, for the reference on the device's own text, nearly its best.
 
-    `reference` is `[m, V]`: row t is the reference teacher-forced on the device's tokens before t.
+    `reference`: `[m, V]` or m rows, row t is the reference teacher-forced on the device's tokens before t. Compact rows
+    know the logits of the tokens that follow them in their text, which is the device's where they are asked.
     """
+    rows = as_rows(reference)
     bound = limits.regret_worst
     limit = {"regret_worst": bound.limit}
     outside = [token for token in tokens if not 0 <= token < reference.shape[1]]
     if outside:
         return Verdict(Outcome.FAIL, {}, limit, f"token id {outside[0]} is outside the vocabulary")
-    absolute = metrics.regret(reference, np.asarray(tokens))
-    relative = absolute / metrics.centred_scale(reference)
+    absolute, known = rows.regret(tokens)
+    if not known.all():
+        return Verdict(
+            Outcome.FAIL, {}, limit, "the compact golden is of another text: it has no logits of these tokens"
+        )
+    relative = absolute / rows.scale()
     worst = int(relative.argmax())
     numbers = {
         "regret_worst": float(relative[worst]),
@@ -203,7 +236,7 @@ def judge_regret(reference: Logits, tokens: Sequence[int], limits: GreedyLimits)
         "regret_worst_logits": float(absolute[worst]),
         "token": float(worst),
         "chosen": float(tokens[worst]),
-        "preferred": float(reference[worst].argmax()),
+        "preferred": float(rows.best()[worst]),
     }
     if numbers["regret_worst"] <= bound.limit:
         return Verdict(Outcome.PASS, numbers, limit)
@@ -223,7 +256,8 @@ def judge_suite(errors: Sequence[metrics.RowErrors], limits: SuiteLimits) -> Ver
         return Verdict(Outcome.FAIL, {}, {}, "zero positions were compared")
     agrees = np.concatenate([rows.top1_agrees for rows in errors])
     numbers = {"prompts": float(len(errors)), "positions": float(kl.size)}
-    numbers |= {"kl_mean": float(kl.mean()), "kl_worst": float(kl.max()), "top1": float(agrees.mean())}
+    worst = max(float(rows.kl_surely.max()) for rows in errors)
+    numbers |= {"kl_mean": float(kl.mean()), "kl_worst": worst, "top1": float(agrees.mean())}
     numbers["top1_upper"] = metrics.wilson_upper(int(agrees.sum()), agrees.size)
     lines = []
     if not numbers["kl_mean"] <= limits.kl_mean.limit:

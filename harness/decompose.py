@@ -29,6 +29,7 @@ from harness.errors import Stage, StageError
 from harness.localise import Examined
 from harness.overflow import HardPrompt, Peak, Peaks
 from harness.products import Products
+from harness.reference_rows import ReferenceRows
 from harness.suspects import Lineup
 from harness.worker import Worker
 from harness.yardstick import Decomposed, pool
@@ -158,7 +159,13 @@ class ArtifactReferences:
         return float(np.concatenate(found).mean())
 
     def decompose(
-        self, golden: Logits, device: Logits, total: Rows, tokens: Sequence[int], prefill: int, inference: Inference
+        self,
+        golden: ReferenceRows,
+        device: Logits,
+        total: Rows,
+        tokens: Sequence[int],
+        prefill: int,
+        inference: Inference,
     ) -> Decomposed:
         """The errors of one prompt; `total` has been compared, so the shapes agree."""
         arithmetic = inference.arithmetic
@@ -167,8 +174,8 @@ class ArtifactReferences:
         first = total.first
         return Decomposed(
             total=total,
-            quantisation=Rows(metrics.compare_rows(golden[first:], exact[first:]), first),
-            implementation=Rows(metrics.compare_rows(reference[first:], device), first),
+            quantisation=Rows(msgspec.structs.replace(golden[first:].compare(exact[first:]), entries=None), first),
+            implementation=Rows(metrics.compare_rows(reference[first:], device, entries=True), first),
             yardsticks=self.yardsticks(tokens, prefill, arithmetic),
             prefill=at_once(prefill),
             compute_class=arithmetic.compute_class,

@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import metrics
+from harness.compact import CompactRows
 from harness.compare import Rows, Verdict
 from harness.record import Detail, PromptRecord, Tops
+from harness.reference_rows import ReferenceRows, WholeRows
 from harness.run import PromptCase
 from harness.yardstick import Decomposed
 
@@ -87,16 +88,25 @@ def detail(found: Rows | Decomposed | Verdict, kept: Answer | None) -> Detail:
 
 def prompt_record(prompt: PromptCase, about: str) -> PromptRecord:
     """A prompt with its golden's likeliest tokens and margins. Raises GoldenError when the golden cannot be read."""
-    logits = prompt.logits()
+    rows = prompt.rows()
     return PromptRecord(
         suite=prompt.suite,
         id=prompt.id,
         about=about,
         tokens=list(prompt.case.sequence),
         prefill=len(prompt.case.tokens),
-        top=tops(logits),
-        margins=rounded(metrics.margins(logits)),
+        top=_tops_of(rows),
+        margins=rounded(rows.margins()),
     )
+
+
+def _tops_of(rows: ReferenceRows) -> Tops:
+    """Tops of a golden's rows."""
+    if isinstance(rows, WholeRows):
+        return tops(rows.logits)
+    assert isinstance(rows, CompactRows)
+    tokens, probabilities = rows.likeliest(TOP)
+    return Tops(tokens.tolist(), [rounded(row) for row in probabilities])
 
 
 def rounded(values: NDArray[np.floating]) -> list[float]:

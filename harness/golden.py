@@ -7,6 +7,7 @@ A golden is a folder `<root>/<suite>/`:
     fresh.safetensors     where a case crosses LongRoPE's switch s while decoding: `[n + m - s, V]`, the rows past it
                           of one pass over all tokens (see `harness.longrope`)
     hidden.safetensors    for a few cases: `[L + 1, n + m, H]` float32, the embedding, then after each layer
+    compact.safetensors   in place of logits and fresh rows: of both a compact form, see `harness.compact_plan`
 
 Row i of the logits predicts token i + 1. Goldens are read here and nothing here computes: see
 `harness.recording`. Everything read is checked against the manifest, and the manifest against the
@@ -15,7 +16,6 @@ checkpoint and the prompts of the run.
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,93 +28,51 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from harness.checkpoint import Checkpoint, Fingerprint, cached_sha256
-from harness.devices import Machine
+from harness.compact import CompactRows, unpacked
+from harness.compact_plan import Places, Plan, places_of
 from harness.errors import GoldenError
+from harness.golden_manifest import (
+    COMPACT,
+    COMPACT_SCHEMA,
+    FRESH,
+    HIDDEN,
+    LOGITS,
+    SCHEMA,
+    Case,
+    File,
+    Manifest,
+    Noise,
+    check,
+)
 from harness.longrope import crossed, recomputed, switch_of
 from harness.prompts import PromptSuite
-from harness.untrusted import all_printable, decode, is_plain_name, printable, read_bounded
+from harness.reference_rows import ReferenceRows, WholeRows
+from harness.untrusted import all_printable, decode, printable, read_bounded
 
-SCHEMA = 1
+__all__ = [
+    "COMPACT",
+    "FRESH",
+    "HIDDEN",
+    "LOGITS",
+    "MANIFEST",
+    "SCHEMA",
+    "TREE",
+    "Case",
+    "File",
+    "Golden",
+    "Manifest",
+    "Noise",
+    "golden_roots",
+    "open_golden",
+    "record_command",
+    "user_root",
+    "verify_files",
+]
+
 MANIFEST = "manifest.json"
-LOGITS = "logits.safetensors"
-HIDDEN = "hidden.safetensors"
-FRESH = "fresh.safetensors"
 TREE = Path(__file__).resolve().parent.parent
-_MOST_TOKENS = 1 << 31
 # What the library raises on a header or a dtype that it does not know.
 _BROKEN = (SafetensorError, OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
-
-
-class Case(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One prompt's golden: its tokens, the greedy continuation, and the margin of each continuation token.
-
-    `ended` is true when the last continuation token is an end token. `margins` are best minus second-best
-    logit at the positions that chose the continuation. `given`: the continuation is the suite's, to be scored, and not
-    what the golden answers. `switch`: LongRoPE's, where prompt and continuation pass it after the prompt (see
-    `harness.longrope`), else 0. `near_ties`: the tokens of a greedy continuation that rounding might have chosen
-    otherwise, by their number: their margin is at most twice the golden's own noise.
-    """
-
-    id: str
-    tokens: tuple[int, ...]
-    continuation: tuple[int, ...]
-    new_tokens: int
-    ended: bool
-    margins: tuple[float, ...]
-    given: bool = False
-    switch: int = 0
-    near_ties: tuple[int, ...] = ()
-
-    @property
-    def sequence(self) -> tuple[int, ...]:
-        """Prompt and continuation."""
-        return self.tokens + self.continuation
-
-
-class Noise(msgspec.Struct, frozen=True):
-    """The golden's own rounding noise: FP32 PyTorch against the float64 oracle, over the checked cases.
-
-    Centred RMS logit error (mean over positions, and worst position) and largest absolute difference, all
-    in logits; `cases` are the ids checked.
-    """
-
-    cases: tuple[str, ...]
-    centred_rms_mean: float
-    centred_rms_worst: float
-    max_abs: float
-
-
-class File(msgspec.Struct, frozen=True):
-    """A file of the golden: SHA-256 and size in bytes."""
-
-    sha256: str
-    bytes: int
-
-
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a golden was made from, by what and where."""
-
-    schema: int
-    checkpoint: str
-    fingerprint: Fingerprint
-    suite: str
-    suite_sha256: str
-    vocabulary: int
-    window: int
-    end_tokens: tuple[int, ...]
-    cases: tuple[Case, ...]
-    noise: Noise
-    files: dict[str, File]
-    versions: dict[str, str]
-    load_options: dict[str, str]
-    machine: Machine
-    recorded: str
-    own_sha256: str = ""
-
-    def sealed(self) -> Manifest:
-        """The manifest with its own hash: SHA-256 of its JSON with the field for the hash empty."""
-        empty = msgspec.structs.replace(self, own_sha256="")
-        return msgspec.structs.replace(self, own_sha256=hashlib.sha256(msgspec.json.encode(empty)).hexdigest())
 
 
 class Golden:
@@ -124,6 +82,12 @@ class Golden:
         self.folder = folder
         self.manifest = manifest
         self._cases = {case.id: case for case in manifest.cases}
+        self._places: dict[str, tuple[Places, Places]] = {}
+
+    @property
+    def plan(self) -> Plan | None:
+        """How rows are kept; None where they are whole."""
+        return self.manifest.compact or None
 
     def case(self, prompt_id: str) -> Case:
         """The case of a prompt. Raises GoldenError when the golden has none."""
@@ -131,8 +95,29 @@ class Golden:
             raise GoldenError(f"{self.folder} has no case {prompt_id!r}", record_command(self.manifest.suite))
         return self._cases[prompt_id]
 
+    def rows(self, prompt_id: str) -> ReferenceRows:
+        """The n + m rows, in the form that they were kept in. Raises GoldenError as `logits` does."""
+        if self.plan is None:
+            return WholeRows(self.logits(prompt_id))
+        return self._compact(prompt_id, self.plan)
+
+    def fresh_rows(self, prompt_id: str) -> ReferenceRows:
+        """The rows past LongRoPE's switch of one pass over all; see `fresh_logits`."""
+        if self.plan is None:
+            return WholeRows(self.fresh_logits(prompt_id))
+        return self._compact(prompt_id, self.plan, fresh=True)
+
+    def choosing_rows(self, prompt_id: str, *, cached: bool = False) -> ReferenceRows:
+        """The rows that choose the continuation; see `choosing_logits`."""
+        if self.plan is None:
+            return WholeRows(self.choosing_logits(prompt_id, cached=cached))
+        case, rows = self.case(prompt_id), self._compact(prompt_id, self.plan)
+        if case.switch and not cached:
+            rows = rows[: case.switch].joined(self._compact(prompt_id, self.plan, fresh=True))
+        return rows[case.choosing]
+
     def logits(self, prompt_id: str) -> NDArray[np.float32]:
-        """`[n + m, V]` float32. Raises GoldenError on a wrong shape or on NaN and Inf."""
+        """`[n + m, V]` float32. Raises GoldenError on a wrong shape or on NaN and Inf, or where rows are compact."""
         return self._rows(LOGITS, prompt_id)
 
     def fresh_logits(self, prompt_id: str) -> NDArray[np.float32]:
@@ -152,8 +137,7 @@ class Golden:
         rows = self.logits(prompt_id)
         if case.switch and not cached:
             rows = recomputed(rows, self.fresh_logits(prompt_id), case.switch)
-        start = len(case.tokens) - 1
-        return rows[start : start + len(case.continuation)]
+        return rows[case.choosing]
 
     def hidden_states(self, prompt_id: str) -> NDArray[np.float32] | None:
         """`[L + 1, n + m, H]` float32 where they were kept for this case, else None. Raises GoldenError otherwise."""
@@ -169,7 +153,25 @@ class Golden:
             )
         return found
 
+    def _compact(self, prompt_id: str, plan: Plan, *, fresh: bool = False) -> CompactRows:
+        case = self.case(prompt_id)
+        if not self._places:
+            cases = self.manifest.cases
+            found = places_of([one.lengths for one in cases])
+            self._places = {one.id: places for one, places in zip(cases, found, strict=True)}
+        stored = self._tensor(COMPACT, compact_key(prompt_id, fresh=fresh))
+        first = case.switch if fresh else 0
+        try:
+            return unpacked(stored, case.following[first:], self._places[prompt_id][fresh], plan)
+        except ValueError as error:
+            raise GoldenError(
+                f"{self.folder / COMPACT}: {prompt_id} {error}", record_command(self.manifest.suite)
+            ) from None
+
     def _rows(self, name: str, prompt_id: str, first: int = 0) -> NDArray[np.float32]:
+        if self.plan is not None:
+            remedy = f"{record_command(self.manifest.suite)} --form=full"
+            raise GoldenError(f"{self.folder} is compact: it does not hold every logit", remedy)
         expected = (len(self.case(prompt_id).sequence) - first, self.manifest.vocabulary)
         found = self._tensor(name, prompt_id)
         remedy = record_command(self.manifest.suite)
@@ -198,6 +200,11 @@ class Golden:
     def _unreadable(self, name: str, error: Exception) -> GoldenError:
         remedy = record_command(self.manifest.suite)
         return GoldenError(f"{self.folder / name} cannot be read: {printable(str(error))}", remedy)
+
+
+def compact_key(prompt_id: str, *, fresh: bool = False) -> str:
+    """What a prompt's rows are called in a compact file, or those past LongRoPE's switch; an id has no separator."""
+    return f"{prompt_id}/fresh" if fresh else prompt_id
 
 
 def record_command(suite: str, checkpoint: str = "", golden: str = "") -> str:
@@ -260,46 +267,24 @@ def verify_files(folder: Path, remedy: str = "") -> Golden:
     try:
         plain = decode(read_bounded(path))
         schema = msgspec.convert(plain, _SchemaOnly).schema
-        if schema != SCHEMA:
-            raise GoldenError(f"{path} has schema {schema}; this version reads {SCHEMA}", remedy)
+        if schema not in (SCHEMA, COMPACT_SCHEMA):
+            raise GoldenError(f"{path} has schema {schema}; this version reads {SCHEMA}, {COMPACT_SCHEMA}", remedy)
         manifest = msgspec.convert(plain, Manifest)
         if all_printable(plain) != plain:
             raise ValueError("it holds control characters")
-        _check(manifest)
+        check(manifest)
     except FileNotFoundError:
         raise GoldenError(f"{folder} holds no golden: there is no {MANIFEST}", remedy) from None
     except (OSError, ValueError, msgspec.DecodeError, RecursionError) as error:
         raise GoldenError(f"{path} cannot be read: {printable(str(error))}", remedy) from None
     if manifest.sealed().own_sha256 != manifest.own_sha256:
         raise GoldenError(f"{path} was changed after it was recorded: its own hash differs", remedy)
-    if not manifest.cases or LOGITS not in manifest.files:
-        raise GoldenError(f"{path} lists no cases or no {LOGITS}", remedy)
+    rows = COMPACT if manifest.compact else LOGITS
+    if not manifest.cases or rows not in manifest.files:
+        raise GoldenError(f"{path} lists no cases or no {rows}", remedy)
     for name, expected in manifest.files.items():
         _verify_file(folder, name, expected, remedy)
     return Golden(folder, manifest)
-
-
-def _check(manifest: Manifest) -> None:
-    """Raises ValueError where the manifest contradicts itself, or names what may be no name."""
-    ids = [case.id for case in manifest.cases]
-    for name in (manifest.suite, *ids):
-        if not is_plain_name(name):
-            raise ValueError(f"{name!r} is no name")
-    if len(set(ids)) < len(ids):
-        raise ValueError("it has a case more than once")
-    if not 0 < manifest.vocabulary <= _MOST_TOKENS or not 0 < manifest.window <= _MOST_TOKENS:
-        raise ValueError(f"it has a vocabulary of {manifest.vocabulary} and a window of {manifest.window}")
-    for case in manifest.cases:
-        if not case.tokens or not case.continuation or len(case.margins) != len(case.continuation):
-            raise ValueError(f"the case {case.id!r} lacks tokens or margins")
-        if not all(0 <= token < manifest.vocabulary for token in case.sequence):
-            raise ValueError(f"the case {case.id!r} has tokens outside the vocabulary")
-        if not all(0 <= token < len(case.continuation) for token in case.near_ties):
-            raise ValueError(f"the case {case.id!r} has near ties at tokens that it does not have")
-        if case.switch and not len(case.tokens) <= case.switch < len(case.sequence):
-            raise ValueError(f"the case {case.id!r} does not cross {case.switch} tokens after its prompt")
-    if any(case.switch for case in manifest.cases) and FRESH not in manifest.files:
-        raise ValueError(f"it has cases that cross a switch, and no {FRESH}")
 
 
 class _SchemaOnly(msgspec.Struct):
@@ -319,7 +304,7 @@ def _suite_hash(folder: Path) -> str | None:
 
 
 def _verify_file(folder: Path, name: str, expected: File, remedy: str) -> None:
-    if name not in (LOGITS, FRESH, HIDDEN):
+    if name not in (LOGITS, FRESH, HIDDEN, COMPACT):
         raise GoldenError(f"{folder / MANIFEST} names an unknown file {name!r}", remedy)
     path = folder / name
     if not path.is_file():

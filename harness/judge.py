@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from harness import compare
 from harness.checkpoint import Checkpoint
@@ -24,11 +25,13 @@ from harness.findings import AuditReport
 from harness.longrope import crossed, generation, nearer_form, switch_of
 from harness.policy import ClassLimits, Policy
 from harness.record import Detail
+from harness.reference_rows import ReferenceRows, WholeRows
 from harness.run import PromptCase
 from harness.sessions import TargetSession
 from harness.speed import Timing, judge_speed
 from harness.suspects import Suspicion, judge_suspects
 from harness.tracing import first_bad
+from harness.vocabulary import judge_entries
 from harness.words import Words
 from harness.yardstick import Decomposed, judge_implementation, judge_regret
 
@@ -77,7 +80,7 @@ class Judge:
         elif isinstance(found, Rows):
             found = compare.judge_logits(found, self.limits.logits, len(prompt.case.tokens))
         if prompt.case.switch and found.outcome is Outcome.FAIL and found.limits:
-            said = nearer_form(prompt.logits(), prompt.golden.fresh_logits(prompt.id), self.session.logits(prompt))
+            said = nearer_form(prompt.rows(), prompt.golden.fresh_rows(prompt.id), self.session.logits(prompt))
             found = msgspec.structs.replace(found, message=f"{found.message}\n{said}")
         self.conclude(found, prompt)
 
@@ -129,6 +132,11 @@ class Judge:
         if apart:
             limits = self.policy.implementation_of(apart[0].compute_class)
             verdict = _both(verdict, judge_implementation(apart, limits, suite=True))
+        entries = self.policy.entries
+        if entries is not None:
+            verdict = _both(verdict, judge_entries(errors, entries.total, "total"))
+            own = [one.implementation.errors for one in apart]
+            verdict = _both(verdict, judge_entries(own, entries.implementation, "implementation")) if own else verdict
         self.conclude(_with_left_out(verdict, left_out))
 
     def form(self, prompt: PromptCase, tokens: Sequence[int]) -> None:
@@ -146,12 +154,17 @@ class Judge:
         """Greedy tokens equal the golden's, or leave them where the golden hardly prefers its own."""
         if all(0 <= token < prompt.golden.manifest.vocabulary for token in tokens):
             self.detail = Detail(tokens=list(tokens))
-        reference = prompt.choosing_logits(cached=not self.session.recomputes(prompt, prompt.case.continuation))
-        verdict = compare.judge_match(prompt.case.continuation, tokens, reference, self.limits.greedy)
+        case, recomputes = prompt.case, self.session.recomputes(prompt, prompt.case.continuation)
+
+        def ask() -> NDArray[np.float32]:
+            return self.session.run.reference_logits(case, case.continuation, recomputes=recomputes)
+
+        rows = prompt.choosing_rows(cached=not recomputes)
+        verdict = compare.judge_match(case.continuation, tokens, rows, self.limits.greedy, ask)
         token = verdict.numbers.get("token")
         if token is not None:
             place = int(token)
-            verdict = self._name_tokens(verdict, tokens[place], prompt.case.continuation[place], "the golden")
+            verdict = self._name_tokens(verdict, tokens[place], case.continuation[place], "the golden")
         self.conclude(verdict, prompt)
 
     def regret(self, prompt: PromptCase, tokens: Sequence[int]) -> None:
@@ -167,9 +180,9 @@ class Judge:
         else:
             recomputes = self.session.recomputes(prompt, tokens)
             if list(tokens) == list(prompt.case.continuation[: len(tokens)]):
-                reference = prompt.choosing_logits(cached=not recomputes)[: len(tokens)]
+                reference: ReferenceRows = prompt.choosing_rows(cached=not recomputes)[: len(tokens)]
             else:
-                reference = self.session.run.reference_logits(prompt.case, tokens, recomputes=recomputes)
+                reference = WholeRows(self.session.run.reference_logits(prompt.case, tokens, recomputes=recomputes))
             verdict = compare.judge_regret(reference, tokens, self.limits.greedy)
         if verdict.outcome is Outcome.FAIL and "chosen" in verdict.numbers:
             chosen, preferred = int(verdict.numbers["chosen"]), int(verdict.numbers["preferred"])

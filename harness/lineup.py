@@ -32,7 +32,7 @@ def suspicions(session: TargetSession) -> list[Suspicion]:
         except WorkerRaised:  # its own case tells of it
             continue
         whole = session.info is None or session.info.capabilities.whole_prompt_logits
-        if not isinstance(compare_logits(prompt.logits(), logits, len(case.tokens), whole_prompt=whole), Verdict):
+        if not isinstance(compare_logits(prompt.rows(), logits, len(case.tokens), whole_prompt=whole), Verdict):
             answers.append((case.sequence, len(case.tokens), np.asarray(logits)))
     if not answers:
         raise Unsupported(f"{session.target}: no prompt of middling length has logits that compare")

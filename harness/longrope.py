@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.metrics import centred_rms_error
+from harness.reference_rows import ReferenceRows, as_rows
 
 
 def switch_of(config: Mapping[str, Any]) -> int | None:
@@ -59,14 +59,14 @@ def generation(prefill: int, total: int, switch: int, *, recomputes: bool) -> tu
     return Pass(switch, prefill, 0), Pass(total, switch + 1, switch)
 
 
-def nearer_form(cached: NDArray[Any], fresh: NDArray[Any], device: NDArray[Any]) -> str:
+def nearer_form(cached: NDArray[Any] | ReferenceRows, fresh: NDArray[Any] | ReferenceRows, device: NDArray[Any]) -> str:
     """A sentence on which form a device's rows past the switch are near; those of the goldens end with the same row.
 
     `cached` is `[n, V]`, `fresh` `[m, V]` of its last rows, `device` at least m rows.
     """
     rows = device[-fresh.shape[0] :]
-    kept = float(centred_rms_error(cached[-rows.shape[0] :], rows).mean())
-    anew = float(centred_rms_error(fresh[-rows.shape[0] :], rows).mean())
+    kept = float(as_rows(cached)[-rows.shape[0] :].rms_error(rows).mean())
+    anew = float(as_rows(fresh)[-rows.shape[0] :].rms_error(rows).mean())
     near = "the cache kept, as is due" if kept <= anew else "the whole text computed anew, which is not due here"
     return (
         f"past LongRoPE's switch the device lies {kept:.3g} logits from the golden with its cache kept and {anew:.3g} "

@@ -27,15 +27,51 @@ Ints = NDArray[np.integer]
 _CHUNK_ELEMENTS = 1 << 19
 # Logits that differ by more than this are far apart: e^300 is still a float64.
 _FAR = 150.0
+SURELY = 2.0
+"""Standard errors by which the worst of many estimates is taken to be less: the luckiest of them lies above its own."""
+
+
+class EntryErrors(msgspec.Struct, frozen=True):
+    """How far the entries of a vocabulary are off: device less reference, after the means of both rows.
+
+    `sums`, float32, are in logits: `[V]`, each entry's over `looks` positions; or, where `entries` names them, `[k]`,
+    one look at an entry each, which may be looked at more than once.
+    """
+
+    vocabulary: int
+    sums: NDArray[np.float32]
+    looks: int = 1
+    entries: Ints | None = None
 
 
 class RowErrors(msgspec.Struct, frozen=True):
-    """The distances of n device rows from their n reference rows; each array is `[n]`."""
+    """The distances of n device rows from their n reference rows; each array is `[n]`.
+
+    The deviations are the standard errors of `kl` and of `centred_relative` where these are estimates, else None.
+    `entries`: what there is to be said of the entries of the vocabulary, where it was asked for.
+    """
 
     kl: Floats
     centred_rms: Floats
     centred_relative: Floats
     top1_agrees: NDArray[np.bool_]
+    kl_deviation: Floats | None = None
+    relative_deviation: Floats | None = None
+    entries: EntryErrors | None = None
+
+    @property
+    def kl_surely(self) -> Floats:
+        """What KL is at least: less `SURELY` standard errors, where it is an estimate."""
+        return _surely(self.kl, self.kl_deviation)
+
+    @property
+    def relative_surely(self) -> Floats:
+        """What the centred relative error is at least, likewise."""
+        return _surely(self.centred_relative, self.relative_deviation)
+
+
+def _surely(values: Floats, deviation: Floats | None) -> Floats:
+    return values if deviation is None else np.maximum(0.0, values - SURELY * deviation)
 
 
 def _check_pair(reference: Logits, device: Logits) -> None:
@@ -77,24 +113,28 @@ def log_softmax(logits: Logits) -> Floats:
     return np.subtract(shifted, normaliser)
 
 
-def compare_rows(reference: Logits, device: Logits) -> RowErrors:
-    """All distances of device from reference, row by row, in one pass over both."""
+def compare_rows(reference: Logits, device: Logits, *, entries: bool = False) -> RowErrors:
+    """All distances of device from reference, row by row, in one pass over both; and of `entries`, if asked for."""
     _check_pair(reference, device)
     n, width = reference.shape
     kl, rms, relative = np.empty(n), np.empty(n), np.empty(n)
     agrees = np.empty(n, dtype=np.bool_)
+    sums = np.zeros(width)
     for rows in _chunks(n, width):
         ref, dev = reference[rows].astype(np.float64), device[rows].astype(np.float64)
         agrees[rows] = ref.argmax(axis=1) == dev.argmax(axis=1)
         ref -= ref.mean(axis=1, keepdims=True)
         dev -= dev.mean(axis=1, keepdims=True)
         dev -= ref  # from here on: the centred difference
+        if entries:
+            sums += dev.sum(axis=0)
         rms[rows] = np.sqrt(np.einsum("nv,nv->n", dev, dev) / width)
         scale = np.sqrt(np.einsum("nv,nv->n", ref, ref) / width)
         # A constant row has a scale of 0: its relative error is enormous, but finite.
         relative[rows] = rms[rows] / np.maximum(scale, 1e-150)
         kl[rows] = _kl_from_difference(ref, dev)
-    return RowErrors(kl=kl, centred_rms=rms, centred_relative=relative, top1_agrees=agrees)
+    seen = EntryErrors(width, sums.astype(np.float32), n) if entries else None
+    return RowErrors(kl=kl, centred_rms=rms, centred_relative=relative, top1_agrees=agrees, entries=seen)
 
 
 def _kl_from_difference(ref: Floats, difference: Floats) -> Floats:

@@ -81,6 +81,17 @@ class ImplementationLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     regret: Limit
 
 
+class EntryLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Upper bounds on how far an entry of the vocabulary may be off on average over a suite: see `harness.vocabulary`.
+
+    In multiples of the spread of the others; `total`: against the golden, `implementation`: against the artifact
+    reference.
+    """
+
+    total: Limit
+    implementation: Limit
+
+
 class BusyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a busy counter has moved, and when it has stood still: see `harness.attest.weigh`.
 
@@ -156,6 +167,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: dict[Precision, ClassLimits]
     implementation: dict[str, ImplementationLimits] = {}
     comparison: ComparisonLimits = ComparisonLimits()
+    entries: EntryLimits | None = None
     signoff: SignoffLimits | None = None
     soak: SoakLimits | None = None
     speed: tuple[SpeedLimits, ...] = ()
@@ -226,6 +238,8 @@ def _limits(policy: Policy) -> Iterator[tuple[str, Limit]]:
     if policy.signoff is not None:
         for key in ("kl_mean", "perplexity_change", "top1_min", "greedy_match_min"):
             yield f"signoff.{key}", getattr(policy.signoff, key)
+    for key, limit in msgspec.structs.asdict(policy.entries).items() if policy.entries else ():
+        yield f"entries.{key}", limit
     if policy.soak is not None:
         for key in ("memory_a_load", "memory_a_call", "device_memory", "handles", "threads"):
             yield f"soak.{key}", getattr(policy.soak, key)

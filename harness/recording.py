@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +21,12 @@ from harness import metrics
 from harness.backend import SessionInfo
 from harness.backends.pytorch import REFERENCE_OPTIONS
 from harness.checkpoint import Checkpoint, sha256_file
+from harness.compact_plan import Plan
 from harness.devices import this_machine
 from harness.errors import GoldenError, ResourceError, Stage, is_full_disk
 from harness.golden import FRESH, HIDDEN, LOGITS, MANIFEST, SCHEMA, Case, File, Manifest, Noise
+from harness.golden_compact import compact_tensors, plan_of_form
+from harness.golden_manifest import COMPACT, COMPACT_SCHEMA
 from harness.layout import Layout
 from harness.longrope import crossed, switch_of
 from harness.oracle_check import Logits, check_choices, choosing, measure_noise
@@ -113,25 +116,28 @@ def record_golden(
     trust_remote_code: bool = False,
     hidden: bool = True,
     streaming: Streaming | None = None,
+    form: str | None = None,
 ) -> Manifest:
     """Record the golden of a suite into the folder `out`, which is replaced as a whole when all is done.
 
-    `hidden`: with the hidden states of a few prompts. Whatever stops it before that (an error, Ctrl-C) leaves `out` as
-    it was. A model that does not fit into memory is streamed; if that is stopped, the answers so far are kept beside
-    `out`, and the next recording goes on from them.
+    `hidden`: with the hidden states of a few prompts. `form`: see `harness.golden_compact.plan_of_form`, which also
+    says what it raises. Whatever stops it before that (an error, Ctrl-C) leaves `out` as it was. A model that does not
+    fit into memory is streamed; if that is stopped, the answers so far are kept beside `out`, and the next recording
+    goes on from them.
     """
     streaming = streaming or Streaming()
+    plan = plan_of_form(checkpoint.vocabulary, form)
     if not must_stream(checkpoint, suite, streaming.memory):
         progress("loading the checkpoint", 0, len(suite.prompts))
         recorded = _whole(checkpoint, suite, worker, progress, trust_remote_code=trust_remote_code, hidden=hidden)
-        return _conclude(checkpoint, suite, out, recorded, progress)
+        return _conclude(checkpoint, suite, out, recorded, progress, plan)
     work = out.with_name(f"{out.name}.work")
     reference = StreamedReference(worker, checkpoint, work, progress, trust_remote_code=trust_remote_code)
     done = False
     try:
         recorded = _streamed(checkpoint, suite, reference, streaming, hidden=hidden)
         reference.release()
-        manifest = _conclude(checkpoint, suite, out, recorded, progress)
+        manifest = _conclude(checkpoint, suite, out, recorded, progress, plan)
         done = True
         return manifest
     finally:
@@ -211,15 +217,18 @@ def _streamed(
 
 
 def _conclude(
-    checkpoint: Checkpoint, suite: PromptSuite, out: Path, recorded: _Recorded, progress: Progress
+    checkpoint: Checkpoint, suite: PromptSuite, out: Path, recorded: _Recorded, progress: Progress, plan: Plan | None
 ) -> Manifest:
-    """Check what was recorded against the float64 oracle, and write it."""
+    """Check what was recorded against the float64 oracle, and write it, compact where there is a plan."""
     info, cases, logits, fresh, states = recorded
     progress("checking against float64", len(cases), len(cases))
     noise = measure_noise(checkpoint, cases, logits, fresh)
     check_choices(checkpoint, cases, {case.id: choosing(case, logits, fresh) for case in cases}, noise)
     cases = [_with_near_ties(case, noise) for case in cases]
-    return write_golden(out, _manifest(checkpoint, suite, cases, noise, info), logits, states, fresh)
+    manifest = _manifest(checkpoint, suite, cases, noise, info)
+    if plan is not None:
+        manifest = msgspec.structs.replace(manifest, schema=COMPACT_SCHEMA, compact=plan)
+    return write_golden(out, manifest, logits, states, fresh)
 
 
 def _with_near_ties(case: Case, noise: Noise) -> Case:
@@ -327,13 +336,16 @@ def _manifest(
 def write_golden(
     out: Path, manifest: Manifest, logits: Logits, hidden: Logits, fresh: Logits | None = None
 ) -> Manifest:
-    """Write all files beside `out`, then swap the folders. Raises ResourceError on a full disk."""
+    """Write all files beside `out`, then swap the folders; rows compact where the manifest has a plan for them.
+
+    Raises ResourceError on a full disk.
+    """
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)  # left by a process of the same number that was killed
     try:
         partial.mkdir(parents=True)
         files = {}
-        for name, tensors in ((LOGITS, logits), (HIDDEN, hidden), (FRESH, fresh)):
+        for name, tensors in _files(manifest, logits, hidden, fresh or {}):
             if tensors:
                 save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, partial / name)
                 files[name] = File(sha256_file(partial / name), (partial / name).stat().st_size)
@@ -347,6 +359,19 @@ def write_golden(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
+
+
+def _files(
+    manifest: Manifest, logits: Logits, hidden: Logits, fresh: Logits
+) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
+    """Names and tensors."""
+    if manifest.compact:
+        yield COMPACT, dict(compact_tensors(manifest, manifest.compact, logits, fresh))
+    else:
+        yield LOGITS, dict(logits)
+    yield HIDDEN, dict(hidden)
+    if not manifest.compact:
+        yield FRESH, dict(fresh)
 
 
 def _swap(partial: Path, out: Path) -> None:

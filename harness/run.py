@@ -20,6 +20,7 @@ from harness.longrope import crossed, generation, switch_of
 from harness.policy import Policy
 from harness.prompts import PromptSuite
 from harness.recording import check_memory, start_reference
+from harness.reference_rows import ReferenceRows
 from harness.target import DeviceKind, Precision, Target, Unavailable
 from harness.watch import Limits
 from harness.worker import Worker
@@ -64,13 +65,13 @@ class PromptCase(msgspec.Struct, frozen=True):
         """The prompt's id."""
         return self.case.id
 
-    def logits(self) -> NDArray[np.float32]:
-        """The golden's logits, `[n + m, V]` float32."""
-        return self.golden.logits(self.case.id)
+    def rows(self) -> ReferenceRows:
+        """The golden's n + m rows, whole or compact."""
+        return self.golden.rows(self.case.id)
 
-    def choosing_logits(self, *, cached: bool = False) -> NDArray[np.float32]:
-        """The golden's logits at the positions that chose its m continuation tokens; see `Golden.choosing_logits`."""
-        return self.golden.choosing_logits(self.id, cached=cached)
+    def choosing_rows(self, *, cached: bool = False) -> ReferenceRows:
+        """The golden's rows at the positions that chose its m continuation tokens; see `Golden.choosing_logits`."""
+        return self.golden.choosing_rows(self.id, cached=cached)
 
 
 def _untold(_: str) -> None:

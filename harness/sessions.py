@@ -166,7 +166,7 @@ class TargetSession:
         """The session's logits compared, as `errors` gives it."""
         case = prompt.case
         whole = self.info is None or self.info.capabilities.whole_prompt_logits
-        golden = prompt.logits()
+        golden = prompt.rows()
         total = compare_logits(golden, logits, len(case.tokens), whole_prompt=whole)
         self._answers[prompt.suite, prompt.id] = answer(logits, total)
         inference = self.infer() if isinstance(total, Rows) else None
@@ -315,7 +315,7 @@ class TargetSession:
         if not self.repeats:  # of the others a second answer comes with their own cases, if these are asked for
             self._repeats.see(prompt, self.logits(prompt))
         whole = self.info is None or self.info.capabilities.whole_prompt_logits
-        found = compare_logits(prompt.logits(), logits, len(case.tokens), whole_prompt=whole)
+        found = compare_logits(prompt.rows(), logits, len(case.tokens), whole_prompt=whole)
         return None if isinstance(found, Verdict) else (case.sequence, len(case.tokens), logits)
 
     def _generate(self, prompt: PromptCase) -> list[int]:

@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import metrics
 from harness.compare import Rows
 from harness.record import CaseRecord, RunRecord
+from harness.reference_rows import ReferenceRows, WholeRows, as_rows
 from harness.yardstick import Decomposed, parts
 
 Floats = NDArray[np.float64]
@@ -27,39 +27,39 @@ _PARTS = ("prefill", "decode")
 
 
 def item_numbers(
-    golden: Logits, device: Logits, found: Rows | Decomposed, prompt_tokens: int, given: Sequence[int]
+    golden: Logits | ReferenceRows, device: Logits, found: Rows | Decomposed, prompt_tokens: int, given: Sequence[int]
 ) -> dict[str, float]:
     """The numbers of one item.
 
-    `golden`: `[n + m, V]`; `device`: its last rows, as compared in `found`; `given`: the m tokens that are scored.
+    `golden`: n + m rows, or their logits; `device`: `[n, V]` of the last of them, as compared in `found`; `given`: the
+    m tokens that are scored.
     """
     total = found.total if isinstance(found, Decomposed) else found
     scored = slice(prompt_tokens - 1, prompt_tokens - 1 + len(given))
     rows = slice(scored.start - total.first, scored.stop - total.first)
-    kl = total.errors.kl[rows]
+    kl, surely = total.errors.kl[rows], total.errors.kl_surely[rows]
     numbers = {
         "positions": float(len(given)),
         "kl": float(kl.sum()),
-        "kl_worst": float(kl.max()),
-        "kl_worst_token": float(kl.argmax()),
+        "kl_worst": float(surely.max()),
+        "kl_worst_token": float(surely.argmax()),
         "top1": float(total.errors.top1_agrees[rows].sum()),
-        "golden_nll": _nll(golden[scored], given),
-        "nll": _nll(device[rows], given),
+        "golden_nll": _nll(as_rows(golden)[scored], given),
+        "nll": _nll(WholeRows(device[rows]), given),
     }
     if isinstance(found, Decomposed):
         numbers |= _implementation(found)
     return numbers
 
 
-def scored_kl(golden: Logits, other: Logits, prompt_tokens: int, given: int) -> float:
-    """The sum of KL over the scored positions of `[n + m, V]` logits, in nat."""
+def scored_kl(golden: Logits | ReferenceRows, other: Logits, prompt_tokens: int, given: int) -> float:
+    """The sum of KL over the scored positions of n + m rows and `[n + m, V]` logits, in nat."""
     scored = slice(prompt_tokens - 1, prompt_tokens - 1 + given)
-    return float(metrics.kl_divergence(golden[scored], other[scored]).sum())
+    return float(as_rows(golden)[scored].compare(other[scored]).kl.sum())
 
 
-def _nll(logits: Logits, given: Sequence[int]) -> float:
-    chosen = metrics.log_softmax(logits)[np.arange(len(given)), np.asarray(given)]
-    return float(-chosen.sum())
+def _nll(rows: ReferenceRows, given: Sequence[int]) -> float:
+    return float(-rows.log_likelihood(given).sum())
 
 
 def _implementation(found: Decomposed) -> dict[str, float]:

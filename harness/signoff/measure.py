@@ -179,7 +179,7 @@ class _Measurement:
 
     def _item(self, session: TargetSession, prompt: PromptCase, *, apart: bool) -> Verdict:
         """Score an item; `apart`: with its implementation error, whose yardstick takes longer than all the rest."""
-        logits, golden, case = session.logits(prompt), prompt.logits(), prompt.case
+        logits, golden, case = session.logits(prompt), prompt.rows(), prompt.case
         whole = session.info is None or session.info.capabilities.whole_prompt_logits
         found = (
             session.compare(prompt, logits)

@@ -15,6 +15,7 @@ from harness.compare import Outcome, Rows, Verdict
 from harness.details import answer, detail, logits_sha256, prompt_record, rounded, tops
 from harness.golden import Golden
 from harness.probes import Repeats
+from harness.reference_rows import WholeRows
 from harness.run import PromptCase
 from harness.yardstick import Decomposed
 
@@ -90,7 +91,7 @@ def test_logits_that_do_not_compare_are_known_by_their_hash_alone() -> None:
 
 
 def _prompt(made: Any, prompt_id: str = "one") -> PromptCase:
-    golden: Any = SimpleNamespace(logits=lambda name: made.logits[name])
+    golden: Any = SimpleNamespace(rows=lambda name: WholeRows(made.logits[name]))
     case = next(case for case in made.manifest.cases if case.id == prompt_id)
     return PromptCase("tiny", case, golden)
 

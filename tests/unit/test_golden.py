@@ -177,10 +177,10 @@ def test_a_corrupt_manifest_is_refused(setup: Setup, content: bytes) -> None:
 
 
 def test_a_manifest_of_another_schema_is_refused_as_such_whatever_else_it_has(setup: Setup) -> None:
-    (setup.folder / MANIFEST).write_text('{"schema": 2, "new": true}', encoding="utf-8")
+    (setup.folder / MANIFEST).write_text('{"schema": 3, "new": true}', encoding="utf-8")
     problem = _refused(setup)
-    assert "schema 2" in problem
-    assert "reads 1" in problem
+    assert "schema 3" in problem
+    assert "reads 1, 2" in problem
 
 
 @pytest.mark.parametrize(

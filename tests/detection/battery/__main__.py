@@ -28,6 +28,7 @@ def main() -> int:
         "--class", dest="classes", choices=tuple(CLASSES), action="append", help="emulated devices of it"
     )
     parser.add_argument("--quick", action="store_true", help="a few of each kind")
+    parser.add_argument("--compact", action="store_true", help="judge against compact rows of the golden")
     parser.add_argument("--out", type=Path, help="write the table here too")
     parser.add_argument("--save", type=Path, help="write the trials here, as JSON")
     parser.add_argument("--read", type=Path, action="append", default=[], help="count trials saved before as well")
@@ -38,7 +39,7 @@ def main() -> int:
     faults: list[Trial] = []
     legitimate: list[Trial] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        for kept, trial in run(Bench(Path(folder)), chosen, classes, quick=arguments.quick):
+        for kept, trial in run(Bench(Path(folder), compact=arguments.compact), chosen, classes, quick=arguments.quick):
             (faults if kept == "fault" else legitimate).append(trial)
             tell(trial)
             if arguments.save:  # after each, so that what was judged is kept whatever interrupts

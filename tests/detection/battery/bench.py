@@ -17,6 +17,9 @@ from harness.arithmetic import Arithmetic
 from harness.audit import audit
 from harness.backend import Session, load_backend, teacher_force
 from harness.checkpoint import Checkpoint, open_checkpoint
+from harness.compact import CompactRows
+from harness.compact_plan import places_of, plan_for
+from harness.compacting import compacted
 from harness.compare import Outcome, Rows
 from harness.decompose import ArtifactReferences, Inference
 from harness.errors import ArtifactError, Stage, Unsupported
@@ -26,8 +29,10 @@ from harness.products import GivesProducts, Products
 from harness.reference.artifact import ArtifactReference
 from harness.reference.products import distances
 from harness.reference.suspects import Responses
+from harness.reference_rows import ReferenceRows, WholeRows
 from harness.suspects import judge_suspects, weigh
 from harness.target import Precision
+from harness.vocabulary import judge_entries
 from harness.weights import ArtifactWeights, ReadsWeights
 from harness.worker import Worker
 from harness.yardstick import Decomposed, Part, judge_implementation, parts
@@ -90,13 +95,17 @@ class LocalWorker:
 class Bench:
     """Checkpoint, goldens and policy, and the references of every artifact met so far."""
 
-    def __init__(self, scratch: Path, prompts: Sequence[tuple[str, str]] = PROMPTS) -> None:
+    def __init__(self, scratch: Path, prompts: Sequence[tuple[str, str]] = PROMPTS, *, compact: bool = False) -> None:
+        """`compact`: what is judged against the golden is judged against compact rows of it."""
         self.scratch = scratch
         self.checkpoint: Checkpoint = open_checkpoint(CHECKPOINT)
         self.policy: Policy = read_policy(TREE / "conformance" / "policy.toml")
         goldens = {name: verify_files(GOLDEN / name) for name in {suite for suite, _ in prompts}}
         self.cases: list[Case] = [goldens[suite].case(prompt) for suite, prompt in prompts]
         self.golden: list[Logits] = [goldens[suite].logits(prompt) for suite, prompt in prompts]
+        self.rows: list[ReferenceRows] = [WholeRows(logits) for logits in self.golden]
+        if compact:
+            self.rows = _compact(self.cases, self.golden)
         self.end_tokens = next(iter(goldens.values())).manifest.end_tokens
 
     @property
@@ -156,7 +165,7 @@ class Station:
         # Weights are rounded anew whenever the rounding changes from one candidate to the next.
         inference = references.infer(sorted(answers.permitted, key=lambda a: a.weights.value), probes, answers.products)
         found = []
-        for case, golden, device in zip(bench.cases, bench.golden, answers.logits, strict=True):
+        for case, golden, device in zip(bench.cases, bench.rows, answers.logits, strict=True):
             total = compare.compare_logits(golden, device, len(case.tokens), whole_prompt=True)
             if isinstance(total, Rows):
                 apart = references.decompose(golden, device, total, case.sequence, len(case.tokens), inference)
@@ -189,7 +198,7 @@ class Station:
         return Trial(planted, failed, self.effect(answers), alarms, self.noise, ratios)
 
     def _protocol(self, answers: Answers) -> str:
-        for case, golden, device in zip(self.bench.cases, self.bench.golden, answers.logits, strict=True):
+        for case, golden, device in zip(self.bench.cases, self.bench.rows, answers.logits, strict=True):
             total = compare.compare_logits(golden, device, len(case.tokens), whole_prompt=True)
             if not isinstance(total, Rows):
                 return total.message
@@ -215,6 +224,15 @@ class Station:
             verdict = compare.judge_logits(one.quantisation, weights, len(case.tokens))
             if verdict.outcome is not Outcome.PASS:
                 failed.setdefault(Cause.QUANTISATION, f"{case.id}: {verdict.message.splitlines()[0]}")
+        entries = policy.entries
+        assert entries is not None
+        for cause, limit, errors in (
+            (Cause.IMPLEMENTATION, entries.implementation, [one.implementation.errors for one in found]),
+            (Cause.QUANTISATION, entries.total, [one.total.errors for one in found]),
+        ):
+            verdict = judge_entries(errors, limit, "implementation" if cause is Cause.IMPLEMENTATION else "total")
+            if verdict.outcome is not Outcome.PASS:
+                failed.setdefault(cause, verdict.message)
         return failed, (largest["mean"], largest["worst"])
 
     def _suspects(self, answers: Answers, arithmetic: Arithmetic, weights: ArtifactWeights | None) -> dict[Cause, str]:
@@ -237,6 +255,17 @@ class Station:
                 rows = moved[first:last]
                 largest = max(largest, float(rows.mean()) / mean, float(rows.max()) / worst)
         return largest
+
+
+def _compact(cases: Sequence[Case], golden: Sequence[Logits]) -> list[ReferenceRows]:
+    """The goldens' rows by a sixteenth of their bytes."""
+    plan = plan_for(golden[0].shape[1], compact=True)
+    assert plan is not None
+    places = places_of([case.lengths for case in cases])
+    return [
+        CompactRows(compacted(logits, case.following, own, plan), case.following, own, plan)
+        for case, logits, (own, _) in zip(cases, golden, places, strict=True)
+    ]
 
 
 def units(found: Sequence[Decomposed]) -> list[list[tuple[str, float, float, int, int]]]:

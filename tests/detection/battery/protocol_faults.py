@@ -48,6 +48,9 @@ def logit_faults() -> Iterator[tuple[str, str, Cause, Callable[[Logits, int], Lo
         )
     for limit in (8, 12):
         yield "logits clipped", f"at {limit}", Cause.IMPLEMENTATION, _clipped(limit)
+    for shift in (1.0, 0.3):
+        yield "an unlikely entry of the vocabulary off", f"{shift:g} logits", Cause.IMPLEMENTATION, _entry(shift)
+    yield "last tile of the LM head", "its 16 entries 10 % low", Cause.IMPLEMENTATION, _last_tile
 
 
 def _one(value: float) -> Callable[[Logits, int], Logits]:
@@ -65,6 +68,21 @@ def _rounded(step: float) -> Callable[[Logits, int], Logits]:
 
 def _clipped(limit: float) -> Callable[[Logits, int], Logits]:
     return lambda x, n: np.clip(x, -limit, limit)
+
+
+def _entry(shift: float) -> Callable[[Logits, int], Logits]:
+    def change(x: Logits, n: int) -> Logits:
+        x = x.copy()
+        x[:, 1777] += np.float32(shift)
+        return x
+
+    return change
+
+
+def _last_tile(x: Logits, n: int) -> Logits:
+    x = x.copy()
+    x[:, -16:] *= np.float32(0.9)
+    return x
 
 
 def _noise(share: float) -> Callable[[Logits, int], Logits]:
