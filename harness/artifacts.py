@@ -168,8 +168,11 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 
 def _measure(folder: Path) -> tuple[str, int]:
+    """SHA-256 and size of all files, but for hidden ones: downloads leave notes of their own in `.cache`."""
     digest, size = hashlib.sha256(), 0
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
         digest.update(f"{path.relative_to(folder).as_posix()}\0{cached_sha256(path)}\n".encode())
         size += path.stat().st_size
     return digest.hexdigest(), size

@@ -42,9 +42,9 @@ class Options(msgspec.Struct, frozen=True):
     record: Path
     trust_remote_code: bool
 
-    def chosen_artifacts(self) -> tuple[tuple[str, Path], ...]:
-        """`--artifact`: target or glob, and folder."""
-        return tuple((pattern, Path(folder).absolute()) for pattern, folder in _pairs("--artifact", self.artifacts))
+    def chosen_artifacts(self) -> tuple[tuple[str, str], ...]:
+        """`--artifact`: target or glob, and folder or name on the hub; see `harness.ready_made.find_artifact`."""
+        return tuple(_pairs("--artifact", self.artifacts))
 
     def chosen_recipes(self) -> tuple[tuple[str, str], ...]:
         """`--recipe`: target or glob, and name."""

@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--checkpoint", default=str(DEFAULT_CHECKPOINT), metavar="DIR|NAME", help="a Phi-3 folder or hub name")
     add("--golden", type=Path, default=None, metavar="DIR", help="the folder that holds the checkpoint's goldens")
     add("--prompts", action="append", type=Path, default=[], metavar="FILE", help="a prompt suite of your own (.jsonl)")
-    add("--artifact", action="append", default=[], metavar="TARGET=DIR", help="judge a ready-made artifact")
+    add("--artifact", action="append", default=[], metavar="TARGET=DIR|NAME", help="judge a ready-made one")
     add("--recipe", action="append", default=[], metavar="TARGET=NAME", help="export by this recipe")
     add("--load-option", action="append", default=[], metavar="TARGET=NAME=VALUE", help="diagnostic: not the defaults")
     add("--interpreter", action="append", default=[], metavar="BACKEND=PATH", help="the Python of a backend's workers")

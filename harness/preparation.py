@@ -11,7 +11,8 @@ import msgspec
 from harness.artifacts import Artifact, describe, ensure_exported
 from harness.backend import Recipe
 from harness.checkpoint import Checkpoint
-from harness.errors import ResourceError, Stage, StageError, UsageError
+from harness.errors import ArtifactError, ResourceError, Stage, StageError, UsageError
+from harness.ready_made import choose
 from harness.run import Run
 from harness.target import Target, matches
 from harness.worker import Worker
@@ -27,7 +28,7 @@ def prepare(run: Run, target: Target, worker: Worker) -> tuple[Artifact, str]:
     settings = run.settings
     given = [path for pattern, path in settings.artifacts if matches(target, pattern)]
     if given:
-        return _bring(run, target, describe(given[-1], "given"))
+        return _bring(run, target, _given(run, target, given[-1]))
     recipe = _recipe(run, target)
     if recipe is None:
         return _bring(run, target, describe(settings.checkpoint.path, "checkpoint"))
@@ -39,6 +40,16 @@ def prepare(run: Run, target: Target, worker: Worker) -> tuple[Artifact, str]:
         if ours is not None:
             return _bring(run, target, _export(run, target, recipe, versions, ours))
     return _export_there(run, target, recipe, worker)
+
+
+def _given(run: Run, target: Target, folder: Path) -> Artifact:
+    """The ready-made artifact for a target in a folder, with the recipe that its files tell of."""
+    try:
+        path, contents = choose(target, folder, run.backends[target.backend])
+    except (UsageError, ArtifactError) as error:
+        raise StageError(Stage.PREPARE, error.problem, error.remedy) from None
+    artifact = describe(path, "given")
+    return artifact if contents is None else msgspec.structs.replace(artifact, recipe=contents.recipe)
 
 
 def _recipe(run: Run, target: Target) -> Recipe | None:

@@ -30,6 +30,7 @@ from harness.options import PROMPTS, Options, parse_memory, parse_timeouts, sele
 from harness.policy import Policy, read_policy
 from harness.privacy import machines_named, of_this_machine
 from harness.prompts import PromptSuite, read_suite
+from harness.ready_made import check_artifacts, find_artifacts
 from harness.record import SCHEMA, CaseRecord, CheckpointRecord, RunRecord
 from harness.run import PromptCase, Run, Settings
 from harness.target import DeviceKind, Target, matches
@@ -69,6 +70,7 @@ class State:
         self._policy: Policy | None = None
         self._waivers: tuple[Waiver, ...] | None = None
         self._checkpoint: tuple[Checkpoint, Fingerprint] | None = None
+        self._artifacts: tuple[tuple[str, Path], ...] | None = None
         self._targets: list[Target] | None = None
 
     def targets(self) -> list[Target]:
@@ -153,21 +155,29 @@ class State:
         """Read every file that the options name, so that a bad one stops the run before it begins."""
         targets = self.targets()
         self.waivers()
-        settings = self._settings()
-        given: dict[str, Sequence[tuple[Any, ...]]]
-        given = {"--artifact": settings.artifacts, "--recipe": settings.recipes, "--load-option": settings.load_options}
+        options = self.options
+        given: dict[str, Sequence[tuple[Any, ...]]] = {
+            "--artifact": options.chosen_artifacts(),
+            "--recipe": options.chosen_recipes(),
+            "--load-option": options.chosen_load_options(),
+        }
         for option, chosen in given.items():
             for pattern in [words[0] for words in chosen]:
                 if not any(matches(target, pattern) for target in targets):
                     raise UsageError(f"{option} {pattern!r} matches no target of this run", "mend it, or --targets")
-        for pattern, folder in settings.artifacts:
-            if not folder.is_dir():
-                raise UsageError(f"--artifact {pattern}: there is no artifact folder {folder}", "name a folder")
+        settings = self._settings()
+        check_artifacts(settings.artifacts, targets, self.backends)
         for backend in settings.interpreters:
             if backend.split(":")[0] not in self.backends:
                 raise UsageError(f"--interpreter {backend!r} is no backend", f"one of {', '.join(self.backends)}")
         for suite in self.suites():
             self._golden(suite)
+
+    def _found_artifacts(self) -> tuple[tuple[str, Path], ...]:
+        """`--artifact`, looked up once: the hub may be asked. Raises UsageError where there is none of the name."""
+        if self._artifacts is None:
+            self._artifacts = find_artifacts(self.options.chosen_artifacts(), self.backends)
+        return self._artifacts
 
     def take(self, case: Mapping[str, Any], session: Mapping[str, Any] | None) -> None:
         """Enter what a report brings: a case, and the session that it was judged on, both as builtins."""
@@ -272,7 +282,7 @@ class State:
             suites=self.suites(),
             golden_roots=(self.options.golden,) if self.options.golden else roots,
             policy=self.policy(),
-            artifacts=self.options.chosen_artifacts(),
+            artifacts=self._found_artifacts(),
             recipes=self.options.chosen_recipes(),
             load_options=self.options.chosen_load_options(),
             interpreters=parse_interpreters(list(self.options.interpreters)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import re
 import subprocess
 import sys
@@ -31,9 +30,12 @@ from harness.backends import openvino_cache, openvino_devices, openvino_products
 from harness.backends import openvino_npuw as npuw
 from harness.backends.causal_lm import CausalLMSession
 from harness.backends.openvino_cancel import cancel_request
+from harness.backends.openvino_contents import MARK, read_contents
 from harness.backends.openvino_operators import OpenVinoBench
+from harness.backends.openvino_recipes import NPU_DEFAULTS, RECIPES, smaller_groups
 from harness.backends.openvino_tokenizer import OpenVinoTokenizer
 from harness.backends.openvino_weights import OpenVinoWeights
+from harness.contents import Contents
 from harness.endurance import Cancelled
 from harness.errors import Unsupported, UsageError
 from harness.operators.bench import Bench
@@ -44,44 +46,6 @@ from harness.weights import ArtifactWeights
 
 _KINDS = {"cpu": DeviceKind.CPU, "gpu": DeviceKind.GPU, "npu": DeviceKind.NPU}
 _DEVICES = {**_KINDS, npuw.REHEARSAL: DeviceKind.CPU}
-_EXPORTER = ("optimum-intel", "optimum", "openvino", "nncf", "transformers", "torch")
-_GROUP_128 = ("--weight-format", "int4", "--sym", "--group-size", "128")
-
-# The first recipe of a precision is its default. ratio 0.6 keeps the most sensitive 40 % of the layers in
-# INT8; the NPU wants one precision throughout, so its default is ratio 1.0.
-RECIPES = (
-    Recipe("fp32", Precision.FP32, ("--weight-format", "fp32"), _EXPORTER),
-    Recipe("fp16", Precision.FP16, ("--weight-format", "fp16"), _EXPORTER),
-    Recipe("int8", Precision.INT8, ("--weight-format", "int8"), _EXPORTER),
-    Recipe("int4-sym-g128-r0.6", Precision.INT4, (*_GROUP_128, "--ratio", "0.6"), _EXPORTER),
-    Recipe("int4-sym-g128-r1.0", Precision.INT4, (*_GROUP_128, "--ratio", "1.0"), _EXPORTER),
-    Recipe(
-        "int4-sym-channel-r1.0",
-        Precision.INT4,
-        ("--weight-format", "int4", "--sym", "--group-size", "-1", "--ratio", "1.0"),
-        _EXPORTER,
-    ),
-    Recipe(
-        "int4-asym-g128-r1.0",
-        Precision.INT4,
-        ("--weight-format", "int4", "--group-size", "128", "--ratio", "1.0"),
-        _EXPORTER,
-    ),
-    Recipe(
-        "int4-sym-g32-r1.0",
-        Precision.INT4,
-        ("--weight-format", "int4", "--sym", "--group-size", "32", "--ratio", "1.0"),
-        _EXPORTER,
-    ),
-    Recipe("int4-sym-g128-r1.0-awq", Precision.INT4, (*_GROUP_128, "--ratio", "1.0", "--awq"), _EXPORTER),
-    Recipe(
-        "int4-sym-g128-r1.0-awq-se",
-        Precision.INT4,
-        (*_GROUP_128, "--ratio", "1.0", "--awq", "--scale-estimation", "--dataset", "auto", "--num-samples", "32"),
-        _EXPORTER,
-    ),
-)
-_NPU_DEFAULTS = {Precision.INT4: "int4-sym-g128-r1.0"}
 
 _READ_BACK = (
     "EXECUTION_DEVICES",
@@ -112,6 +76,7 @@ class OpenVinoBackend:
     distributions = ("openvino", "optimum-intel", "nncf", "transformers", "torch")
     install = "python -m pip install -e .[openvino]"
     devices: Mapping[str, DeviceKind] = _DEVICES
+    artifact_mark = MARK
 
     def targets(self) -> Sequence[Target]:
         """cpu at all precisions but BF16; the others without FP32, which an NPU or GPU does not compute in."""
@@ -122,7 +87,7 @@ class OpenVinoBackend:
     def recipe(self, target: Target, name: str | None) -> Recipe | None:
         """The named recipe of the target's precision, else the device's default."""
         if name is None and npuw.is_npuw(target.base_device):
-            name = _NPU_DEFAULTS.get(target.precision)
+            name = NPU_DEFAULTS.get(target.precision)
         return pick_recipe(self.name, RECIPES, target.precision, name)
 
     def discover(self, devices: Sequence[str]) -> dict[str, DeviceReport | Unavailable]:
@@ -142,7 +107,7 @@ class OpenVinoBackend:
         """Run optimum-cli in a process of its own."""
         command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino"]
         command += ["--model", str(checkpoint), "--task", "text-generation-with-past", *recipe.options]
-        command += [*_smaller_groups(checkpoint, recipe), str(out)]
+        command += [*smaller_groups(checkpoint, recipe), str(out)]
         command += ["--trust-remote-code"] if trust_remote_code else []
         subprocess.run([command[0], "-m", "harness.exporter_main", *command[2:]], check=True, stdin=subprocess.DEVNULL)
         return ["optimum-cli", *command[3:]]
@@ -150,6 +115,10 @@ class OpenVinoBackend:
     def dequantized_weights(self, artifact: Path, config: Mapping[str, Any]) -> ArtifactWeights:
         """Read an artifact without OpenVINO. Raises ArtifactError, see `OpenVinoWeights`."""
         return OpenVinoWeights(artifact, config)
+
+    def contents(self, artifact: Path) -> Contents:
+        """See `harness.contents.TellsContents`."""
+        return read_contents(artifact)
 
     def load(self, artifact: Path, target: Target, *, options: Mapping[str, str], trust_remote_code: bool) -> Session:
         """Compile the IR on the device named, never AUTO or HETERO."""
@@ -322,15 +291,6 @@ class OpenVinoSession(CausalLMSession):
             source = "EXECUTION_DEVICES, not to be believed of an NPU" if devices else "nothing read back"
             return Evidence(EvidenceLevel.NONE, kinds, devices, source)
         return Evidence(EvidenceLevel.BY_CONSTRUCTION, kinds, devices, "EXECUTION_DEVICES of the compiled model")
-
-
-def _smaller_groups(checkpoint: Path, recipe: Recipe) -> list[str]:
-    """What has NNCF take smaller groups where a recipe's does not divide a product's width; it refuses otherwise."""
-    group = dict(itertools.pairwise(recipe.options)).get("--group-size", "-1")
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    widths = (config["hidden_size"], config["intermediate_size"])
-    fits = int(group) < 1 or not any(width % int(group) for width in widths)
-    return [] if fits else ["--group-size-fallback", "adjust"]
 
 
 def _properties(model: Any) -> dict[str, str]:

@@ -7,6 +7,7 @@ the graph have a limit, since a hostile one may go in circles.
 
 from __future__ import annotations
 
+import functools
 import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
@@ -77,7 +78,11 @@ class Graph:
             raise ArtifactError(f"{xml} has no layers", REMEDY)
         self._connect(root)
         self.info = _information(root.find("rt_info"))
-        self._bytes = _map(self.bin)
+
+    @functools.cached_property
+    def _bytes(self) -> NDArray[np.uint8]:
+        """The .bin, opened when the first constant is read: what the graph is can be told without it."""
+        return _map(self.bin)
 
     @staticmethod
     def _node(layer: ElementTree.Element) -> Node:
@@ -156,7 +161,7 @@ class Graph:
         Raises ArtifactError where they lie outside the .bin, or are fewer or more than the shape says.
         """
         kind = self.element_type(node)
-        shape = self._shape(node)
+        shape = self.shape(node)
         count = math.prod(shape)
         raw = self._slice(node, kind, count)
         if kind in _HALVES:
@@ -167,7 +172,8 @@ class Graph:
             return (found.astype(np.uint32) << 16).view(np.float32)
         return found
 
-    def _shape(self, node: Node) -> tuple[int, ...]:
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """The extents of a Const. Raises ArtifactError where they are no whole numbers, or more than eight."""
         text = node.data.get("shape", "").strip()
         parts = [part.strip() for part in text.split(",")] if text else []
         if not all(part.isdigit() for part in parts) or len(parts) > 8:

@@ -30,12 +30,14 @@ from harness.backend import (
 )
 from harness.backends import ort_batch, ort_cancel, ort_devices, ort_states
 from harness.backends.ort_artifact import check_export, providers, read_config
+from harness.backends.ort_contents import MARK, read_contents
 from harness.backends.ort_devices import BUILDS
 from harness.backends.ort_graph import Graph, whole
 from harness.backends.ort_operators import OrtBench
 from harness.backends.ort_profile import evidence_of, read_profile
 from harness.backends.ort_tokenizer import OrtTokenizer
 from harness.backends.ort_weights import OrtWeights
+from harness.contents import Contents
 from harness.endurance import Cancelled
 from harness.errors import ArtifactError, Unsupported
 from harness.operators.bench import Bench
@@ -73,6 +75,7 @@ class OrtGenAIBackend:
     distributions = ("|".join(BUILDS),)
     install = "python -m pip install -e .[ort-genai]  (Python 3.11 or later)"
     devices: Mapping[str, DeviceKind] = _KINDS
+    artifact_mark = MARK
     # All builds have one module name, so each has an environment of its own.
     environments: Mapping[str, Sequence[str]] = {"dml": ("ort-genai-winml", "ort-genai-directml")}
 
@@ -105,6 +108,10 @@ class OrtGenAIBackend:
     def dequantized_weights(self, artifact: Path, config: Mapping[str, Any]) -> ArtifactWeights:
         """Read an artifact without the runtime. Raises ArtifactError, see `OrtWeights`."""
         return OrtWeights(artifact, config)
+
+    def contents(self, artifact: Path) -> Contents:
+        """See `harness.contents.TellsContents`."""
+        return read_contents(artifact)
 
     def load(
         self,

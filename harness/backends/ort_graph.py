@@ -120,6 +120,11 @@ class Graph:
         """Whether a value is a constant itself."""
         return name in self._constants
 
+    def missing_files(self) -> tuple[str, ...]:
+        """The files of constants that are not there, each once, in the order that they are named in."""
+        places = (entry.value for t in self._constants.values() for entry in t.external_data if entry.key == "location")
+        return tuple(name for name in dict.fromkeys(places) if not (self._folder / name).is_file())
+
     def roots(self, name: str, depth: int = 0) -> tuple[str, ...]:
         """The constants that a value is made of, the first being its data; none if an input has a part in it."""
         if name in self._constants:

@@ -16,7 +16,7 @@ from detection.battery.campaign import TARGETS, Emulated
 from detection.battery.emulated import OTHERS
 from detection.battery.trial import Answers, Cause, Planted, Trial
 from harness.backend import Recipe, Session, load_backend, teacher_force
-from harness.backends.openvino import RECIPES
+from harness.backends.openvino_recipes import RECIPES
 from harness.target import Precision, Target
 
 _INT4 = ("--weight-format", "int4", "--sym", "--group-size", "128")
