@@ -216,6 +216,7 @@ def localise(
         device_wait=DEVICE_WAIT,
         stage_timeouts=(),
         worker_memory=None,
+        memory=None,
         policy=POLICY,
         waivers=WAIVERS,
         record=Path(),

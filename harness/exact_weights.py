@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness.arithmetic import Weights
 from harness.artifacts import Artifact
 from harness.audit import audit
 from harness.backend import SessionInfo
@@ -13,7 +14,7 @@ from harness.decompose import ArtifactReferences, Undecomposed, reference_key
 from harness.devices import this_machine
 from harness.errors import ResourceError, Unsupported
 from harness.findings import AuditReport
-from harness.recording import check_memory
+from harness.reference_memory import must_stream
 from harness.run import Run
 from harness.target import Target
 from harness.weights import ReadsWeights
@@ -65,11 +66,13 @@ def open_references(
     if info is None or not info.permitted:
         raise Undecomposed("nothing is known of how the runtime computes")
     folder, checkpoint = weights_folder(run, target, artifact, info, call), run.settings.checkpoint
-    goldens = [run.golden(suite).manifest for suite in run.settings.suites]
+    cases = [case for suite in run.settings.suites for case in run.golden(suite).manifest.cases]
+    rounded = any(arithmetic.weights is not Weights.EXACT for arithmetic in info.permitted)
+    longest = max(len(case.sequence) for case in cases)
     try:
-        check_memory(checkpoint, max(len(case.sequence) for golden in goldens for case in golden.cases))
+        streamed = must_stream(checkpoint, longest, run.settings.memory, rounded=rounded)
     except ResourceError as error:
-        raise Undecomposed(error.problem.replace("an FP32 golden", "the artifact reference")) from None
+        raise Undecomposed(error.problem) from None
     opening = {"backend": target.backend, "artifact": str(folder), "config": checkpoint.config}
     parts = [artifact.sha256, str(target), *sorted(map(str, info.versions.items()))]
     found = ArtifactReferences(
@@ -77,6 +80,11 @@ def open_references(
         opening,
         reference_key(parts, run.settings.fingerprint.key, this_machine().processor),
         run.dismiss_reference,
+        streamed=streamed,
+        tell=lambda what: run.step(f"{target}: {what}"),
     )
+    able = info.capabilities
+    asked = [case for case in cases if not able.refuses(len(case.tokens), len(case.continuation))]
+    found.foresee([(case.sequence, len(case.tokens)) for case in asked], exact=True)
     found.open()
     return found

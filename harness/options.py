@@ -37,6 +37,7 @@ class Options(msgspec.Struct, frozen=True):
     device_wait: float
     stage_timeouts: tuple[str, ...]
     worker_memory: float | None
+    memory: str | None
     policy: Path
     waivers: Path
     record: Path

@@ -23,7 +23,7 @@ from harness.waivers import Waiver, applying_waivers
 # Options without which a case is another one.
 _SHAPING = (
     *("checkpoint", "golden", "prompts", "artifact", "recipe", "load_option"),
-    *("interpreter", "host", "policy", "waivers", "stage_timeout", "worker_memory", "minutes"),
+    *("interpreter", "host", "policy", "waivers", "stage_timeout", "worker_memory", "memory", "minutes"),
 )
 
 

@@ -53,6 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--device-wait", type=float, default=DEVICE_WAIT, metavar="S", help="seconds to wait for a device in use")
     add("--stage-timeout", action="append", default=[], metavar="STAGE=S", help="seconds: discover, prepare, load, run")
     add("--worker-memory", type=float, default=None, metavar="GIB", help="kill a worker that holds more (no limit)")
+    add("--memory", default=None, metavar="SIZE", help="what a reference may take, e.g. 6GB (what is free)")
     add("--policy", type=Path, default=POLICY, metavar="FILE", help="the limits (conformance/policy.toml)")
     add("--waivers", type=Path, default=WAIVERS, metavar="FILE", help="known defects (conformance/waivers.toml)")
     add("--record", type=Path, default=None, metavar="FILE", help="where the run record goes (records/)")
@@ -103,6 +104,7 @@ def _options(config: pytest.Config) -> Options:
         device_wait=get("device_wait"),
         stage_timeouts=tuple(get("stage_timeout")),
         worker_memory=get("worker_memory"),
+        memory=get("memory"),
         policy=get("policy"),
         waivers=get("waivers"),
         record=get("record") or config.rootpath / "records" / f"run-{now}.json",

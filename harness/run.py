@@ -10,16 +10,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.arithmetic import Arithmetic
 from harness.backend import Backend, DeviceReport, Recipe
 from harness.checkpoint import Checkpoint, Fingerprint
 from harness.connection import Host
 from harness.crew import Crew
+from harness.decompose import ArtifactReferences, Undecomposed, reference_key
+from harness.devices import this_machine
 from harness.errors import GoldenError, HarnessError, ResourceError, Stage, StageError
 from harness.golden import Case, Golden, open_golden
 from harness.longrope import crossed, generation, switch_of
 from harness.policy import Policy
 from harness.prompts import PromptSuite
-from harness.recording import check_memory, start_reference
+from harness.recording import start_reference
+from harness.reference_memory import must_stream
 from harness.reference_rows import ReferenceRows
 from harness.target import DeviceKind, Precision, Target, Unavailable
 from harness.watch import Limits
@@ -50,6 +54,8 @@ class Settings(msgspec.Struct, frozen=True):
     timeouts: dict[Stage, float] = {}
     worker_memory: int | None = None
     """Bytes that a worker may hold, None for no limit."""
+    memory: int | None = None
+    """Bytes that a reference may take, what is free by default; where it needs more, it holds a layer at a time."""
     trust_remote_code: bool = False
 
 
@@ -101,7 +107,8 @@ class Run:
         self.limits: Limits = beside.limits if beside else Limits(settings.timeouts, settings.worker_memory)
         self.crew: Crew = beside.crew if beside else self._new_crew()
         self._goldens: dict[str, Golden] = {}
-        self._reference: Worker | StageError | None = None
+        self._reference: Worker | ArtifactReferences | StageError | None = None
+        self._longest = 0
         self._reference_logits: dict[tuple[int, ...], NDArray[np.float32]] = {}
 
     def _new_crew(self) -> Crew:
@@ -163,32 +170,74 @@ class Run:
 
     def _ask_reference(self, tokens: list[int], prefill: int | None = None) -> NDArray[np.float32]:
         """Rows `[n, V]` of a text, fed at once, or `prefill` tokens of it and then one by one."""
-        if self._reference is None:
-            self._reference = self._start_reference(len(tokens))
-        if isinstance(self._reference, StageError):
-            raise self._reference
+        reference = self._reference_for(len(tokens))
+        if isinstance(reference, ArtifactReferences):
+            return reference.logits(tokens, len(tokens) if prefill is None else prefill, Arithmetic())
         try:
             arguments: dict[str, Any] = {"method": "whole_logits", "arguments": {"tokens": tokens}}
             operation = "invoke"
             if prefill is not None:
                 arguments = {"prompt": tokens[:prefill], "continuation": tokens[prefill:]}
                 operation = "teacher_force"
-            rows: NDArray[np.float32] = self._reference.call(Stage.RUN, operation, **arguments)
+            rows: NDArray[np.float32] = reference.call(Stage.RUN, operation, **arguments)
         except StageError as error:
-            if not self._reference.running:
+            if not reference.running:
                 self._reference = None
             raise _no_reference(error) from None
         return rows
 
-    def _start_reference(self, length: int) -> Worker | StageError:
+    def _reference_for(self, length: int) -> Worker | ArtifactReferences:
+        """The golden reference, with memory for a text of so many tokens and for all of the goldens. StageError."""
+        if self._reference is not None and length > self._longest:
+            self._let_reference_go()
+        if self._reference is None:
+            texts = (case.sequence for golden in self._goldens.values() for case in golden.manifest.cases)
+            longest = max([length, *map(len, texts)])
+            try:
+                streamed = must_stream(self.settings.checkpoint, longest, self.settings.memory)
+            except ResourceError as error:  # a shorter text may fit
+                raise _no_reference(error) from None
+            self._longest = longest
+            self._reference = self._start_streaming() if streamed else self._start_reference()
+        if isinstance(self._reference, StageError):
+            raise self._reference
+        return self._reference
+
+    def _start_reference(self) -> Worker | StageError:
         worker = self.crew.hire_for("reference", "pytorch")
         try:
-            check_memory(self.settings.checkpoint, length)
             start_reference(self.settings.checkpoint, worker, trust_remote_code=self.settings.trust_remote_code)
-        except (StageError, GoldenError, ResourceError) as error:
+        except (StageError, GoldenError) as error:
             worker.stop()
             return _no_reference(error)
         return worker
+
+    def _start_streaming(self) -> ArtifactReferences | StageError:
+        """The checkpoint as the artifact that it is for PyTorch, a layer at a time."""
+        checkpoint = self.settings.checkpoint
+        opening = {"backend": "pytorch", "artifact": str(checkpoint.path), "config": checkpoint.config}
+        found = ArtifactReferences(
+            lambda: self.crew.hire_for("reference", "pytorch"),
+            opening,
+            reference_key(["golden"], self.settings.fingerprint.key, this_machine().processor),
+            streamed=True,
+            tell=lambda what: self.step(f"the golden reference: {what}"),
+        )
+        try:
+            found.open()
+        except Undecomposed as reason:
+            problem = f"the golden reference cannot be run: {reason}"
+            return StageError(Stage.COMPARE, problem, "python -m pip install -e .[pytorch]")
+        except StageError as error:
+            return _no_reference(error)
+        return found
+
+    def _let_reference_go(self) -> None:
+        if isinstance(self._reference, ArtifactReferences):
+            self._reference.close()
+        elif isinstance(self._reference, Worker):
+            self._reference.stop()
+        self._reference = None
 
     def take_worker(self, target: Target) -> Worker:
         """A started worker that has opened the target's backend, to load a session in. Raises StageError.
@@ -230,8 +279,8 @@ class Run:
         """Stop every worker and delete the scratch folder; those of a run beside another are the other's to stop."""
         if self._beside is None:
             self.crew.close()
-        elif isinstance(self._reference, Worker):
-            self._reference.stop()
+        else:
+            self._let_reference_go()
 
 
 def _no_reference(error: HarnessError) -> StageError:

@@ -66,6 +66,7 @@ class TargetSession:
         self._worker: Worker | None = None
         self._known: dict[tuple[str, str, str], Any] = {}
         self._answers: dict[tuple[str, str], Answer] = {}
+        self._generated: list[tuple[list[int], int]] = []
         self._repeats = Repeats()
         self._peak_memory = 0
         self.timings: Timings | None = None
@@ -213,6 +214,7 @@ class TargetSession:
         references = self.references()
         if references is None or self.info is None:
             return None
+        references.foresee(self._generated, exact=False)
         if self.inference is None:
             self.run.step(f"{self.target}: finding out how it computes")
             probes = [probe for probe in map(self._probe, choose_probes(self.run, self.info)) if probe is not None]
@@ -327,6 +329,7 @@ class TargetSession:
         tokens: list[int] = self.call(
             "generate", prompt=list(case.tokens), max_new_tokens=case.new_tokens, end_tokens=ends
         )
+        self._generated.append(([*case.tokens, *tokens], len(case.tokens)))  # regret is going to be asked for
         return tokens
 
     def _check_length(self, prompt: PromptCase, new_tokens: int) -> None:

@@ -26,7 +26,7 @@ from harness.golden import TREE, Golden, golden_roots, open_golden
 from harness.journal import NOT_ENDED
 from harness.lab import parse_hosts
 from harness.ledger import Ledger
-from harness.options import PROMPTS, Options, parse_memory, parse_timeouts, select_targets
+from harness.options import PROMPTS, Options, parse_memory, parse_size, parse_timeouts, select_targets
 from harness.policy import Policy, read_policy
 from harness.privacy import machines_named, of_this_machine
 from harness.prompts import PromptSuite, read_suite
@@ -290,6 +290,7 @@ class State:
             device_wait=self.options.device_wait,
             timeouts=parse_timeouts(self.options.stage_timeouts),
             worker_memory=parse_memory(self.options.worker_memory),
+            memory=parse_size(self.options.memory) if self.options.memory else None,
             trust_remote_code=self.options.trust_remote_code,
         )
 

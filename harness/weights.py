@@ -10,9 +10,9 @@ into several stored ones, each of which says at which row of the checkpoint's te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -46,6 +46,14 @@ class Quantised(msgspec.Struct, frozen=True):
         """Columns that share a scale."""
         return int(self.codes.shape[1] // self.scales.shape[1])
 
+    def of_rows(self, rows: slice | NDArray[np.int64]) -> Quantised:
+        """The same of some rows."""
+        zero_points = self.zero_points
+        if zero_points.shape[0] == self.codes.shape[0]:
+            zero_points = zero_points[rows]
+        codes, scales = self.codes[rows], self.scales[rows]
+        return msgspec.structs.replace(self, codes=codes, scales=scales, zero_points=zero_points)
+
     def product(self) -> Array:
         """The weight `[n, K]` that codes, zero points and scales stand for, the multiplier folded in."""
         n, width = self.codes.shape
@@ -63,6 +71,10 @@ class Plain(msgspec.Struct, frozen=True):
     values: NDArray[Any]
     dtype: str
     multiplier: NDArray[Any] | None = None
+
+    def of_rows(self, rows: slice | NDArray[np.int64]) -> Plain:
+        """The same of some rows."""
+        return msgspec.structs.replace(self, values=self.values[rows])
 
     def product(self) -> Array:
         """The values in float64, the multiplier folded in."""
@@ -83,6 +95,18 @@ class Stored(msgspec.Struct, frozen=True):
         """How many rows it has."""
         held = self.content.codes if isinstance(self.content, Quantised) else self.content.values
         return int(held.shape[0])
+
+
+class Part(NamedTuple):
+    """A tensor of an artifact that can be read when it is needed: its rows of the checkpoint's tensor `name`.
+
+    `read` reads it; it raises ArtifactError where that cannot be done.
+    """
+
+    name: str
+    row: int
+    rows: int
+    read: Callable[[], Stored]
 
 
 class Statement(msgspec.Struct, frozen=True):
@@ -112,6 +136,15 @@ class ArtifactWeights(Protocol):
 
     def statements(self) -> list[Statement]:
         """What the artifact states beside its weights."""
+        ...
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """Weights of which each tensor can be read by itself, so that no more need be in memory than are computed with."""
+
+    def parts(self) -> list[Part]:
+        """Every tensor in the order of `ArtifactWeights.tensors`, none of them read."""
         ...
 
 

@@ -24,7 +24,6 @@ import msgspec
 import numpy as np
 
 from harness import __version__
-from harness.arithmetic import Arithmetic
 from harness.artifacts import Artifact, ensure_exported
 from harness.backend import (
     Backend,
@@ -39,19 +38,18 @@ from harness.checkpoint import open_checkpoint
 from harness.contention import Contention
 from harness.device_lock import DeviceLock
 from harness.endurance import Endurance
-from harness.errors import ArtifactError, HarnessError, Unsupported
-from harness.hard_prompts import HardPrompts
+from harness.errors import HarnessError, Unsupported
 from harness.operators.bench import Operators
 from harness.orphans import PARENT, die_with, lead_group
 from harness.outpost import Outpost
 from harness.products import GivesProducts
+from harness.reference_operations import References
 from harness.states import GivesStates
 from harness.steps import Steps
 from harness.stopwatch import time_session
 from harness.streaming.operations import Streaming
 from harness.target import DeviceKind, Target
 from harness.tokenization import Tokenization
-from harness.weights import ReadsWeights
 from harness.wire import pack, unpack
 from harness.witness import Witness
 
@@ -195,12 +193,19 @@ class Host:
         self._witness: Witness | None = None
         # What neither backend nor session is needed for, and what is about a session only, is kept elsewhere.
         single = Operators(self._opened, lambda: self._witness)
-        hard = HardPrompts(lambda: self._reference)
         steps, contention = Steps(self._loaded, self._watched), Contention()
         wear = Endurance(self._opened, self._loaded, self._watched)
-        self._others = (Outpost(), steps, Tokenization(self._loaded), single, hard, Streaming(), wear, contention)
+        self._others = (
+            Outpost(),
+            steps,
+            Tokenization(self._loaded),
+            single,
+            References(),
+            Streaming(),
+            wear,
+            contention,
+        )
         self._lock: DeviceLock | None = None
-        self._reference: Any = None
 
     def answer(self, request: tuple[str, dict[str, Any]]) -> tuple[Any, ...]:
         """Carry out one request; whatever it raises becomes the answer, and the worker lives on."""
@@ -329,54 +334,6 @@ class Host:
             return session.products()
         except Unsupported:
             return {}
-
-    def do_holds_codes(self) -> bool:
-        """Whether the artifact that the reference was read from has quantised weights."""
-        return bool(self._reference.holds_codes)
-
-    def do_product_distances(self, products: Any, permitted: list[dict[str, Any]]) -> Any:
-        """How far products lie from those of every permitted arithmetic; see `harness.reference.products`."""
-        from harness.reference.products import distances
-
-        return distances(self._reference, products, msgspec.convert(permitted, list[Arithmetic]))
-
-    def do_open_reference(self, backend: str, artifact: str, config: dict[str, Any]) -> str:
-        """Read the exact weights of an artifact, to compute references with; returns why they cannot be read, or ""."""
-        from harness.reference.artifact import ArtifactReference
-
-        self._reference = None  # the memory of the one before is needed
-        reader = load_backend(backend)
-        if not isinstance(reader, ReadsWeights):
-            return f"the backend {backend} does not read the weights of its artifacts"
-        try:
-            self._reference = ArtifactReference(reader.dequantized_weights(Path(artifact), config), config)
-        except ArtifactError as error:
-            return error.problem
-        return ""
-
-    def do_reference_logits(self, tokens: list[int], prefill: int, arithmetic: dict[str, Any]) -> Any:
-        """Logits of the reference in an arithmetic; see `ArtifactReference.logits`."""
-        asked = msgspec.convert(arithmetic, Arithmetic)
-        return self._reference.logits([(tokens, prefill)], asked)[0]
-
-    def do_yardsticks(self, tokens: list[int], prefill: int, arithmetic: dict[str, Any]) -> Any:
-        """How far honest variants lie from the reference; see `ArtifactReference.yardsticks`."""
-        return self._reference.yardsticks(tokens, prefill, msgspec.convert(arithmetic, Arithmetic))
-
-    def do_lineup(self, prompts: list[list[Any]], arithmetic: dict[str, Any]) -> Any:
-        """How much of known faults is in a device's error; see `harness.reference.suspects`."""
-        from harness.reference.suspects import Responses
-
-        asked = [(tokens, prefill, device, yardstick) for tokens, prefill, device, yardstick in prompts]
-        found = Responses(self._reference).lineup(asked, msgspec.convert(arithmetic, Arithmetic))
-        return msgspec.structs.asdict(found)
-
-    def do_examine(self, states: Any, tokens: list[int], prefill: int, permitted: list[dict[str, Any]]) -> Any:
-        """Every sublayer judged on the device's own input; see `harness.reference.sublayers`."""
-        from harness.reference.sublayers import as_plain, examine
-
-        arithmetics = msgspec.convert(permitted, list[Arithmetic])
-        return as_plain(examine(self._reference, states, tokens, prefill, arithmetics))
 
     def _opened(self) -> Backend:
         if self._backend is None:

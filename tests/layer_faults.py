@@ -89,6 +89,7 @@ def find_in_pytorch(checkpoint: Path, tokens: list[int], prefill: int) -> dict[s
     from harness.backends.pytorch import PyTorchBackend
     from harness.localise import Localisation, judge
     from harness.reference.artifact import ArtifactReference
+    from harness.reference.model import completed
     from harness.reference.sublayers import examine
     from harness.target import Target
 
@@ -99,7 +100,7 @@ def find_in_pytorch(checkpoint: Path, tokens: list[int], prefill: int) -> dict[s
 
     def sentence() -> str:
         states = session.residual_states(tokens, prefill)
-        found = examine(reference, states, tokens, prefill, session.info.permitted)
+        found = completed(examine(reference, states, tokens, prefill, session.info.permitted))
         return Localisation(str(target), "", found.arithmetic, found.distances, judge(found), 0.0).sentence
 
     answers = {"none": sentence()}

@@ -7,6 +7,7 @@ not what is stored.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from harness.checkpoint import open_checkpoint
 from harness.errors import ArtifactError, CheckpointError
 from harness.layout import Layout, Place
 from harness.tensor_files import TensorFiles
-from harness.weights import Plain, Statement, Stored
+from harness.weights import Part, Plain, Statement, Stored
 
 # Buffers that older releases of transformers wrote; computed anew from config.json, never read.
 _BUFFERS = ("rotary_emb.inv_freq",)
@@ -43,12 +44,18 @@ class CheckpointWeights:
 
     def tensors(self) -> Iterator[Stored]:
         """Every tensor, one at a time; the LM head only if it is stored, and not tied to the embedding."""
-        for name in self._names:
-            try:
-                content = Plain(self._files.values(name), self._files.dtype(name))
-            except CheckpointError as error:
-                raise ArtifactError(error.problem, error.remedy) from None
-            yield Stored(name, 0, name, content)
+        return (part.read() for part in self.parts())
+
+    def parts(self) -> list[Part]:
+        """See `harness.weights.InParts`."""
+        return [Part(name, 0, self._files.shape(name)[0], partial(self._read, name)) for name in self._names]
+
+    def _read(self, name: str) -> Stored:
+        try:
+            content = Plain(self._files.values(name), self._files.dtype(name))
+        except CheckpointError as error:
+            raise ArtifactError(error.problem, error.remedy) from None
+        return Stored(name, 0, name, content)
 
     def statements(self) -> list[Statement]:
         """None: what config.json states is what others are held against."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -23,7 +24,7 @@ from harness.codes import signed, unpack
 from harness.errors import ArtifactError, CheckpointError
 from harness.layout import Layout, Place
 from harness.tensor_files import TensorFiles
-from harness.weights import Plain, Quantised, Statement, Stored
+from harness.weights import Part, Plain, Quantised, Statement, Stored
 
 MANIFEST = "npu-library-weights.json"
 _FORMAT = 1
@@ -82,12 +83,19 @@ class KeptWeights:
 
         Raises ArtifactError for one whose files do not hold what the manifest says.
         """
-        for name, bits in self._bits.items():
-            content = self._plain(name) if bits is None else self._quantised(name, bits)
-            shape = content.codes.shape if isinstance(content, Quantised) else content.values.shape
-            if shape != self._shapes[name]:
-                raise ArtifactError(f"{name} is {list(shape)} where Phi-3 has {list(self._shapes[name])}", _REMEDY)
-            yield Stored(name, 0, name, content)
+        return (part.read() for part in self.parts())
+
+    def parts(self) -> list[Part]:
+        """See `harness.weights.InParts`."""
+        return [Part(name, 0, self._shapes[name][0], partial(self._read, name)) for name in self._bits]
+
+    def _read(self, name: str) -> Stored:
+        bits = self._bits[name]
+        content = self._plain(name) if bits is None else self._quantised(name, bits)
+        shape = content.codes.shape if isinstance(content, Quantised) else content.values.shape
+        if shape != self._shapes[name]:
+            raise ArtifactError(f"{name} is {list(shape)} where Phi-3 has {list(self._shapes[name])}", _REMEDY)
+        return Stored(name, 0, name, content)
 
     def statements(self) -> list[Statement]:
         """None: everything but the weights is the checkpoint's own, as transformers reads it."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from harness.backends.openvino_levels import NAMES, SCALES, levels_of
 from harness.backends.openvino_statements import read_statements, rotary_constants
 from harness.errors import ArtifactError
 from harness.layout import Layout, Place
-from harness.weights import Plain, Quantised, Statement, Stored
+from harness.weights import Part, Plain, Quantised, Statement, Stored
 
 _ODD = "export it with optimum-cli, or look at the graph: it computes something else than Phi-3"
 _MODULE = re.compile(
@@ -74,19 +75,25 @@ class OpenVinoWeights:
 
     def tensors(self) -> Iterator[Stored]:
         """Every tensor in the graph's order, one at a time. Raises ArtifactError naming one that cannot be read."""
-        for use in self._uses:
-            content, source = _content(self._graph, use.weight)
-            held = content.codes if isinstance(content, Quantised) else content.values
-            if use.place.name.endswith(("norm.weight", "layernorm.weight")):
-                content = Plain(content.product().reshape(-1), _dtype(content))
-                held = content.values
-            if held.shape != use.place.shape:
-                raise ArtifactError(
-                    f"{source} stands for {list(held.shape)} where {use.place.name} has {list(use.place.shape)}",
-                    "compare it with the checkpoint that the artifact was exported from",
-                )
-            multiplier = None if use.multiplier is None else self._multiplier(use, held.shape[-1])
-            yield Stored(use.place.name, use.place.row, source, msgspec.structs.replace(content, multiplier=multiplier))
+        return (part.read() for part in self.parts())
+
+    def parts(self) -> list[Part]:
+        """See `harness.weights.InParts`."""
+        return [Part(use.place.name, use.place.row, use.place.shape[0], partial(self._read, use)) for use in self._uses]
+
+    def _read(self, use: _Use) -> Stored:
+        content, source = _content(self._graph, use.weight)
+        held = content.codes if isinstance(content, Quantised) else content.values
+        if use.place.name.endswith(("norm.weight", "layernorm.weight")):
+            content = Plain(content.product().reshape(-1), _dtype(content))
+            held = content.values
+        if held.shape != use.place.shape:
+            raise ArtifactError(
+                f"{source} stands for {list(held.shape)} where {use.place.name} has {list(use.place.shape)}",
+                "compare it with the checkpoint that the artifact was exported from",
+            )
+        multiplier = None if use.multiplier is None else self._multiplier(use, held.shape[-1])
+        return Stored(use.place.name, use.place.row, source, msgspec.structs.replace(content, multiplier=multiplier))
 
     def _multiplier(self, use: _Use, width: int) -> NDArray[Any]:
         held = self._graph.constant(use.multiplier) if use.multiplier is not None else None

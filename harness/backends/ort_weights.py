@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from harness.backends.ort_products import read_lookup, read_product, read_vector
 from harness.backends.ort_statements import read_statements, rotary_constants
 from harness.errors import ArtifactError
 from harness.layout import Layout, Place
-from harness.weights import Quantised, Statement, Stored
+from harness.weights import Part, Quantised, Statement, Stored
 
 _ODD = "export it with onnxruntime_genai.models.builder, or look at the graph: it computes something else than Phi-3"
 _PRODUCTS = ("MatMulNBits", "MatMul")
@@ -86,15 +87,22 @@ class OrtWeights:
 
     def tensors(self) -> Iterator[Stored]:
         """Every tensor in the graph's order, one at a time. Raises ArtifactError naming one that cannot be read."""
-        for use, place in zip(self._uses, self._places, strict=True):
-            content = self._read(use)
-            held = content.codes if isinstance(content, Quantised) else content.values
-            if held.shape != place.shape:
-                raise ArtifactError(
-                    f"{use.constants[0]} stands for {list(held.shape)} where {place.name} has {list(place.shape)}",
-                    "compare it with the checkpoint that the artifact was exported from",
-                )
-            yield Stored(place.name, place.row, use.constants[0], content)
+        return (part.read() for part in self.parts())
+
+    def parts(self) -> list[Part]:
+        """See `harness.weights.InParts`."""
+        both = zip(self._uses, self._places, strict=True)
+        return [Part(place.name, place.row, place.shape[0], partial(self._stored, use, place)) for use, place in both]
+
+    def _stored(self, use: _Use, place: Place) -> Stored:
+        content = self._read(use)
+        held = content.codes if isinstance(content, Quantised) else content.values
+        if held.shape != place.shape:
+            raise ArtifactError(
+                f"{use.constants[0]} stands for {list(held.shape)} where {place.name} has {list(place.shape)}",
+                "compare it with the checkpoint that the artifact was exported from",
+            )
+        return Stored(place.name, place.row, use.constants[0], content)
 
     def _read(self, use: _Use) -> Any:
         if use.node.op_type in _NORMS:

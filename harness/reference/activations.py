@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from harness.arithmetic import Arithmetic
-from harness.layout import EMBEDDING
+from harness.layout import EMBEDDING, HEAD
 from harness.overflow import ATTENTION, MLP, SCORES, SQUARES, STREAM, SWIGLU, HardPrompt, Peak, Peaks, kind_of
 from harness.reference.artifact import ArtifactReference
 from harness.reference.kernels import Kernels
-from harness.reference.model import Phi3, TokenSequence
+from harness.reference.model import Forward, Phi3, Steps, TokenSequence, together
 from harness.states import LOGITS
 
 _KINDS = (STREAM, ATTENTION, MLP)
@@ -38,34 +38,34 @@ _SWEEPS = 4
 class Recording(Kernels):
     """FP32 kernels that note the greatest magnitude of everything that they compute, by the name of its place."""
 
-    def __init__(self, weights: Mapping[int, str]) -> None:
-        """`weights`: the names of the model's tensors by their `id`."""
+    def __init__(self) -> None:
         super().__init__(Arithmetic())
         self.peaks: Peaks = {}
-        self._weights = weights
         self._module = ""
 
     def note(self, place: str, x: Tensor) -> None:
-        """Note the peak of `[..., n, width]`, n being positions."""
+        """Note the peak of `[..., n, width]`, n being positions; of what comes in parts that of all."""
         rows = x.abs().amax(-1)
         rows = rows.reshape(-1, rows.shape[-1]).amax(0)
         position = int(rows.argmax())
-        self.peaks[place] = Peak(float(rows[position]), position)
+        if place not in self.peaks or self.peaks[place].magnitude < float(rows[position]):
+            self.peaks[place] = Peak(float(rows[position]), position)
 
-    def product(self, x: Tensor, weight: Tensor, *, quantised: bool) -> Tensor:
-        """A product, noted under the name of its module; with the embedding's own weight it is the LM head's."""
-        found = super().product(x, weight, quantised=quantised)
-        name = self._weights[id(weight)].removesuffix(".weight")
-        self._module = LOGITS if f"{name}.weight" == EMBEDDING else name
+    def enter(self, name: str) -> None:
+        """Keep whose product or norm comes next; what the LM head gives are the logits."""
+        self._module = LOGITS if name == HEAD else name.removesuffix(".weight")
+
+    def finished(self, sums: Tensor) -> Tensor:
+        """A product, noted under the name of its module."""
+        found = super().finished(sums)
         self.note(self._module, found)
         return found
 
     def rms_norm(self, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """A norm, noted with its squares."""
-        name = self._weights[id(weight)].removesuffix(".weight")
         found = super().rms_norm(x, weight, epsilon)
-        self.note(f"{name}.{SQUARES}", x.pow(2))
-        self.note(name, found)
+        self.note(f"{self._module}.{SQUARES}", x.pow(2))
+        self.note(self._module, found)
         return found
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
@@ -81,23 +81,24 @@ class Recording(Kernels):
         return super().attend(query, key, value, visible)
 
 
-def peaks_of(reference: ArtifactReference, tokens: Sequence[int]) -> Peaks:
+def peaks_of(reference: ArtifactReference, tokens: Sequence[int]) -> Steps[Peaks]:
     """The peaks of FP32 PyTorch on an artifact's exact weights at every place, for a prompt that is fed at once."""
-    return _peaks(reference.model(Arithmetic()), tokens)
+    found = yield from _seen(reference.model(Arithmetic()), [("", list(tokens))])
+    return dict(found[0].peaks)
 
 
 def search(
     reference: ArtifactReference, special: Sequence[int], ordinary: Sequence[int], length: int
-) -> list[HardPrompt]:
+) -> Steps[list[HardPrompt]]:
     """For each kind of place the prompt of `length` tokens that drives it highest, each once; then the ordinary text.
 
     `special`: ids of tokens that are no text, the most usual first.
     """
     model = reference.model(Arithmetic())
-    embedding = model.weights[EMBEDDING].values
-    found = _seen(model, _candidates(embedding, special, ordinary, length))
+    candidates = list(_candidates(model.weights[EMBEDDING].values, special, ordinary, length))
+    found = yield from _seen(model, candidates)
     best = {kind: max(found, key=lambda prompt: highest(prompt, kind).magnitude) for kind in _KINDS}
-    found += _seen(model, _second(best, length))
+    found += yield from _seen(model, list(_second(best, length)))
     last = {kind: max(found, key=lambda prompt: highest(prompt, kind).magnitude) for kind in _KINDS}
     chosen = {prompt.name: prompt for prompt in last.values()}
     return [*chosen.values(), next(prompt for prompt in found if prompt.name == "ordinary text")]
@@ -108,15 +109,14 @@ def highest(prompt: HardPrompt, kind: str) -> Peak:
     return max((p for place, p in prompt.peaks.items() if kind_of(place) == kind), key=lambda p: p.magnitude)
 
 
-def _peaks(model: Phi3, tokens: Sequence[int]) -> Peaks:
-    kernels = Recording({id(weight.values): name for name, weight in model.weights.items()})
-    fed = TokenSequence(tuple(tokens), len(tokens))
-    model.logits([fed], Arithmetic(), tap=lambda _, place, x: kernels.note(place, x), kernels=kernels)
-    return kernels.peaks
-
-
-def _seen(model: Phi3, prompts: Iterator[tuple[str, list[int]]]) -> list[HardPrompt]:
-    return [HardPrompt(name, tuple(tokens), _peaks(model, tokens)) for name, tokens in prompts]
+def _seen(model: Phi3, prompts: Sequence[tuple[str, list[int]]]) -> Steps[list[HardPrompt]]:
+    watching = [Recording() for _ in prompts]
+    forwards = [
+        Forward(model, TokenSequence(tuple(tokens), len(tokens)), kernels, lambda _: None, kernels.note)
+        for kernels, (_, tokens) in zip(watching, prompts, strict=True)
+    ]
+    yield from together(forwards)
+    return [HardPrompt(name, tuple(tokens), one.peaks) for one, (name, tokens) in zip(watching, prompts, strict=True)]
 
 
 def _candidates(

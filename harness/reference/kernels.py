@@ -65,12 +65,23 @@ class Kernels:
         """Round to the operators' precision, staying in FP32."""
         return x if self._dtype is torch.float32 else x.to(self._dtype).to(torch.float32)
 
+    def enter(self, name: str) -> None:
+        """Called with the name of the weight that the next product or norm takes, for those who look on."""
+
     def product(self, x: Tensor, weight: Tensor, *, quantised: bool) -> Tensor:
         """`[n, K]` by `[N, K]` to `[n, N]`; a quantised weight meets int8 activations where they are in effect."""
+        return self.finished(self.sums(x, weight, quantised=quantised))
+
+    def sums(self, x: Tensor, weight: Tensor, *, quantised: bool) -> Tensor:
+        """A product before it is `finished`: by some rows of a weight it is those columns of the one by all."""
         x = self.round(x)
         if quantised and self.arithmetic.block:
             x = int8_blocks(x, self.arithmetic.block)
-        return self.round(self._jittered(self._sum(x, weight), self._generator))
+        return self._sum(x, weight)
+
+    def finished(self, sums: Tensor) -> Tensor:
+        """A whole product as it is handed on."""
+        return self.round(self._jittered(sums, self._generator))
 
     def _sum(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.variant.split == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +14,17 @@ from torch import Tensor
 from harness.arithmetic import Arithmetic, CachePrecision
 from harness.reference.artifact import ArtifactReference
 from harness.reference.kernels import PLAIN, Kernels, u8_rows
-from harness.reference.model import Phi3, TokenSequence
+from harness.reference.model import Forward, Phi3, Steps, TokenSequence, together
 from harness.suspects import Lineup
+from harness.wanted import MOST_ROWS, Wanted
 
 Asked = tuple[Sequence[int], int, NDArray[np.float32], NDArray[np.float64]]
 """Token ids, how many of them are fed at once, the device's last m rows `[m, V]`, and the yardstick `[n]` in logits."""
 
 # Layers up to which each is a suspect of its own: every one costs a forward pass over the long prompts.
 _MOST_LAYERS = 12
+# Of logits that are looked at together, in float64.
+_ROWS = 256
 # Of effects that are remembered: those of two long prompts at a vocabulary of 32,064 would take 1.6 GB a suspect.
 _KEPT_BYTES = 1 << 30
 
@@ -58,11 +62,8 @@ class _Suspect(Phi3):
         self._fault = fault
         self._now = 0
 
-    def faulty_logits(self, sequence: TokenSequence, arithmetic: Arithmetic) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            found = self._logits([sequence], _Faulty(arithmetic, self._fault), lambda *_: None)[0]
-        rows: NDArray[np.float32] = found.numpy()
-        return rows
+    def forward(self, sequence: TokenSequence, arithmetic: Arithmetic, keep: Callable[[Tensor], None]) -> Forward:
+        return Forward(self, sequence, _Faulty(arithmetic, self._fault), keep)
 
     def _layer(self, layer: int, *given: Any) -> list[Tensor]:
         self._now = layer
@@ -125,59 +126,126 @@ def suspects(config: Mapping[str, Any], arithmetic: Arithmetic) -> Iterator[Susp
             yield Suspect(f"no window in layer {layer}", {"window": _removed, "layer": layer}, far=True)
 
 
-class Responses:
-    """What every suspect does to the logits of prompts; remembered where it is small, since it hangs on no device."""
+class _Prompt(NamedTuple):
+    """A prompt with the reference's rows `[n, V]`, the device's last m `[m, V]`, and the weights `[m]` of these."""
 
-    def __init__(self, reference: ArtifactReference) -> None:
+    sequence: TokenSequence
+    plain: NDArray[np.float32]
+    device: NDArray[np.float32]
+    weight: NDArray[np.float64]
+
+    def error(self, rows: slice) -> NDArray[np.float64]:
+        """The device's centred error at some of the last m rows."""
+        m = self.device.shape[0]
+        return _centred(self.device[rows].astype(np.float64) - self.plain[-m:][rows])
+
+    def power(self, rows: slice) -> NDArray[np.float64]:
+        """The weighted power of that error, by position."""
+        error = self.error(rows)
+        found: NDArray[np.float64] = np.einsum("nv,nv->n", error, error) * self.weight[rows]
+        return found
+
+    @property
+    def parts(self) -> Iterator[slice]:
+        """Its last m rows, some at a time."""
+        m = self.device.shape[0]
+        return (slice(start, min(m, start + _ROWS)) for start in range(0, m, _ROWS))
+
+
+class Responses:
+    """What every suspect does to the logits of prompts; remembered where it is small, since it hangs on no device.
+
+    `memory`: bytes of effects that may be remembered.
+    """
+
+    def __init__(self, reference: ArtifactReference, memory: int = _KEPT_BYTES) -> None:
         self._reference = reference
         self._config = reference.config
+        self._memory = memory
         self._known: dict[Any, NDArray[np.float64]] = {}
         self._kept = 0
 
-    def lineup(self, prompts: Sequence[Asked], arithmetic: Arithmetic) -> Lineup:
+    def lineup(self, prompts: Sequence[Asked], arithmetic: Arithmetic) -> Steps[Lineup]:
         """How much of each suspect's effect is in the error of a device that gave the prompts' rows."""
-        repeated = arithmetic.systematic
-        plain, errors, weights = [], [], []
-        for tokens, prefill, device, yardstick in prompts:
-            reference = self._reference.logits([(tokens, prefill)], arithmetic)[0]
-            plain.append(reference)
-            rows = device.shape[0]
-            errors.append(_centred(device.astype(np.float64) - reference[-rows:]))
-            weights.append(1.0 / np.square(np.maximum(yardstick[-rows:], 0.1 * float(np.mean(yardstick)))))
-        products, powers = {}, {}
+        asked = yield from self._open(prompts, arithmetic)
         every = list(suspects(self._config, arithmetic))
+        products = {suspect.name: [np.zeros(one.weight.size) for one in asked] for suspect in every}
+        powers = {suspect.name: [np.zeros(one.weight.size) for one in asked] for suspect in every}
+        unknown: list[tuple[Forward, int]] = []
         for suspect in every:
-            top, bottom = [], []
-            for (tokens, prefill, _, _), reference, error, weight in zip(prompts, plain, errors, weights, strict=True):
-                sequence = TokenSequence(tuple(tokens), prefill)
-                effect = self._effect(suspect, sequence, repeated, reference)[-error.shape[0] :]
-                top.append(np.einsum("nv,nv->n", effect, error) * weight)
-                bottom.append(np.einsum("nv,nv->n", effect, effect) * weight)
-            products[suspect.name], powers[suspect.name] = np.concatenate(top), np.concatenate(bottom)
-        own = [np.einsum("nv,nv->n", error, error) * weight for error, weight in zip(errors, weights, strict=True)]
-        sized = [one.name for one in every if one.sized]
-        return Lineup([len(one) for one in errors], products, powers, np.concatenate(own), sized)
+            for one, top, bottom in zip(asked, products[suspect.name], powers[suspect.name], strict=True):
+                key = (suspect.name, one.sequence, one.weight.size, str(arithmetic.systematic))
+                if key in self._known:
+                    _weigh(one, lambda rows, key=key: self._known[key][rows], top, bottom)  # type: ignore[misc]
+                elif not suspect.far or len(one.sequence.tokens) >= int(self._config["sliding_window"]):
+                    keep = partial(self._take, key, one, top, bottom)
+                    model = _Suspect(self._config, self._reference.model(arithmetic), suspect.fault)
+                    unknown.append((model.forward(one.sequence, arithmetic.systematic, keep), one.plain.shape[0]))
+        for some in _batches(unknown):
+            yield from together(some)
+        own = [one.power(rows) for one in asked for rows in one.parts]
+        return Lineup(
+            [one.weight.size for one in asked],
+            {name: np.concatenate(rows) for name, rows in products.items()},
+            {name: np.concatenate(rows) for name, rows in powers.items()},
+            np.concatenate(own),
+            [one.name for one in every if one.sized],
+        )
 
-    def _effect(
-        self,
-        suspect: Suspect,
-        sequence: TokenSequence,
-        arithmetic: Arithmetic,
-        plain: NDArray[np.float32],
-    ) -> NDArray[np.float64]:
-        """Centred change of the logits `[n, V]` from `plain`; nothing where the prompt is too short for the fault."""
-        key = (suspect.name, sequence.tokens, sequence.prefill, str(arithmetic))
-        if key in self._known:
-            return self._known[key]
-        if suspect.far and len(sequence.tokens) < int(self._config["sliding_window"]):
-            return np.zeros((len(sequence.tokens), int(self._config["vocab_size"])))
-        model = _Suspect(self._config, self._reference.model(arithmetic), suspect.fault)
-        faulty = model.faulty_logits(sequence, arithmetic)
-        effect = _centred(faulty.astype(np.float64) - plain)
-        if effect.nbytes + self._kept <= _KEPT_BYTES:
-            self._known[key] = effect
-            self._kept += effect.nbytes
-        return effect
+    def _open(self, prompts: Sequence[Asked], arithmetic: Arithmetic) -> Steps[list[_Prompt]]:
+        """The prompts with the reference's rows."""
+        wanted = [Wanted(tuple(tokens), prefill, arithmetic) for tokens, prefill, _, _ in prompts]
+        plain = yield from self._reference.answers(wanted)
+        return [
+            _Prompt(
+                TokenSequence(one.tokens, one.prefill),
+                found["logits"],
+                device,
+                1.0 / np.square(np.maximum(yardstick[-len(device) :], 0.1 * float(np.mean(yardstick)))),
+            )
+            for one, found, (_, _, device, yardstick) in zip(wanted, plain, prompts, strict=True)
+        ]
+
+    def _take(
+        self, key: Any, one: _Prompt, top: NDArray[np.float64], bottom: NDArray[np.float64], faulty: Tensor
+    ) -> None:
+        """Weigh the centred change of a prompt's last rows, and remember it."""
+        m = one.weight.size
+        rows, plain = faulty.numpy()[-m:], one.plain[-m:]
+
+        def effect(some: slice) -> NDArray[np.float64]:
+            return _centred(rows[some].astype(np.float64) - plain[some])
+
+        _weigh(one, effect, top, bottom)
+        if 2 * rows.nbytes + self._kept <= self._memory:
+            self._known[key] = effect(slice(None))
+            self._kept += 2 * rows.nbytes
+
+
+def _weigh(
+    one: _Prompt,
+    effect: Callable[[slice], NDArray[np.float64]],
+    top: NDArray[np.float64],
+    bottom: NDArray[np.float64],
+) -> None:
+    """Write the weighted products of an effect with the device's error, and with itself, by position."""
+    for rows in one.parts:
+        changed = effect(rows)
+        top[rows] = np.einsum("nv,nv->n", changed, one.error(rows)) * one.weight[rows]
+        bottom[rows] = np.einsum("nv,nv->n", changed, changed) * one.weight[rows]
+
+
+def _batches(forwards: Sequence[tuple[Forward, int]]) -> Iterator[list[Forward]]:
+    """Some at a time, of no more than so many rows together where that is more than one."""
+    some: list[Forward] = []
+    rows = 0
+    for forward, n in forwards:
+        if some and rows + n > MOST_ROWS:
+            yield some
+            some, rows = [], 0
+        some, rows = [*some, forward], rows + n
+    if some:
+        yield some
 
 
 def _centred(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -24,8 +24,6 @@ from harness.streaming.weights import StagedWeights
 
 # Rows of one product in decoding: as fast as more, and what lies between the products stays small.
 _MOST_ROWS = 1024
-# Scores of attention that are held at once, in values: 256 MiB.
-_MOST_SCORES = 1 << 26
 
 Attention = Callable[[int, Tensor], Tensor]
 """Takes the number of a layer and queries, keys and values of some texts to what they attend to."""
@@ -99,11 +97,11 @@ class StreamedPhi3(Phi3):
         for block, columns in enumerate(self._staged.blocks):
             norm, head = self._staged.head(block)
             if block == 0:
-                states = [self._plain.rms_norm(x, norm, self._epsilon) for x in states]
+                states = [self.close(self._plain, x, norm) for x in states]
                 if see:
                     see(self.layers, states)
             for x, out in zip(states, logits, strict=True):
-                out[:, columns] = self._plain.product(x, head, quantised=False)[: out.shape[0]]
+                out[:, columns] = self._plain.product(x, head.values, quantised=False)[: out.shape[0]]
         yield self.layers
 
     def _of_whole(self, text: Whole) -> Attention:
@@ -137,17 +135,12 @@ class StreamedPhi3(Phi3):
         return angles.cos() * factor, angles.sin() * factor
 
     def _attended(self, query: Tensor, key: Tensor, value: Tensor, start: int) -> Tensor:
-        """`[n, heads * size]`: queries at the positions from `start` on over all keys, some heads at a time."""
+        """`[n, heads * size]`: queries at the positions from `start` on over all keys."""
         n, total = query.shape[1], key.shape[1]
         distance = torch.arange(start, total)[:, None] - torch.arange(total)[None, :]
         visible = (distance >= 0) & (distance < self._window) if self._window else distance >= 0
-        repeats = self._heads // self._kv_heads
-        some = max(1, _MOST_SCORES // (n * total * repeats))
-        rows = [
-            self._attend(self._plain, query[at * repeats : (at + some) * repeats], key[at : at + some], part, visible)
-            for at, part in zip(range(0, self._kv_heads, some), value.split(some), strict=True)
-        ]
-        return torch.cat(rows).transpose(0, 1).reshape(n, self._heads * self._size)
+        rows = self._attend(self._plain, query, key, value, visible)
+        return rows.transpose(0, 1).reshape(n, self._heads * self._size)
 
 
 def _padded(x: Tensor, padding: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""How much memory a streamed recording takes at least, and whether the disk has room for what is mapped."""
+"""How much memory streaming takes at least, and whether the disk has room for what is mapped."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness.errors import ResourceError
 from harness.layout import Layout
+from harness.wanted import MOST_ROWS, VARIANTS
 
 # What the two processes hold before they hold a model: Python, NumPy, torch, transformers' tokenizer.
 _PROCESSES = 600 << 20
@@ -28,6 +29,21 @@ def least_memory(layout: Layout, prompts: int, longest: int, rows: int) -> int:
     # Afterwards two cases are computed in float64: a layer at a time, and the logits.
     checking = 8 * layer + 8 * 2 * inner * hidden + 2 * longest * vocabulary * 8
     return _PROCESSES + max(streaming, checking)
+
+
+def least_for_reference(layout: Layout, longest: int, *, rounded: bool) -> int:
+    """Bytes that an artifact reference takes a layer at a time, for texts of at most so many tokens.
+
+    `rounded`: in arithmetics too that round the weights. The worker that runs the artifact is not counted.
+    """
+    hidden, inner, vocabulary = layout.hidden, layout.intermediate, layout.vocabulary
+    query, key = layout.heads * layout.head_size, layout.kv_heads * layout.head_size
+    layer = hidden * (2 * query + 2 * key + 3 * inner + 2)
+    stored = 6 * hidden * max(2 * inner, vocabulary)  # a tensor as it is taken out of the artifact
+    widest = max(4 * inner, 2 * (query + 2 * key), 4 * vocabulary)
+    scores = min(3 * longest * longest * layout.heads * 4, _MOST_SCORES)
+    between = 2 * max(MOST_ROWS, (1 + VARIANTS) * longest) * hidden
+    return _PROCESSES + 4 * ((3 if rounded else 2) * layer + between + longest * widest) + stored + scores
 
 
 def check_disk(folder: Path, needed: int, what: str) -> None:

@@ -27,6 +27,7 @@ from harness.golden import TREE, Case, verify_files
 from harness.policy import Policy, read_policy
 from harness.products import GivesProducts, Products
 from harness.reference.artifact import ArtifactReference
+from harness.reference.model import completed
 from harness.reference.products import distances
 from harness.reference.suspects import Responses
 from harness.reference_rows import ReferenceRows, WholeRows
@@ -63,6 +64,7 @@ class LocalWorker:
         self._responses = Responses(self._reference)
         self.running = True
         self._given: dict[str, Any] = {}
+        self._asked: dict[str, Any] = {}
 
     def start(self) -> None:
         """Nothing is to be started."""
@@ -80,8 +82,13 @@ class LocalWorker:
             return self._reference.holds_codes
         if operation == "product_distances":
             return distances(self._reference, asked["products"], asked["permitted"])
-        if operation == "lineup":
-            return msgspec.structs.asdict(self._responses.lineup(asked["prompts"], asked["arithmetic"]))
+        if operation == "begin_reference":  # of the work that is done step by step, line-ups are asked for
+            self._asked = asked["asked"]
+            return None
+        if operation == "advance_reference":
+            return None
+        if operation == "reference_result":
+            return msgspec.structs.asdict(completed(self._responses.lineup(**self._asked)))
         key = f"{operation} {asked}"
         if key not in self._given:  # the same is asked for many faults of one device
             tokens, prefill, arithmetic = asked["tokens"], asked["prefill"], asked["arithmetic"]

@@ -13,7 +13,8 @@ from torch import Tensor
 from detection.battery.emulated import Fault
 from harness.arithmetic import CachePrecision
 from harness.reference.kernels import Kernels
-from harness.reference.model import Tap, Weight
+from harness.reference.model import Tap
+from harness.reference.weights import Weight
 from harness.target import Precision
 
 WINDOW = 256

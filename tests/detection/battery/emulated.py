@@ -16,7 +16,8 @@ from harness.arithmetic import Arithmetic
 from harness.golden import Case
 from harness.products import INPUTS, OUTPUTS, Products, drawn
 from harness.reference.kernels import Kernels, Variant
-from harness.reference.model import Phi3, Tap, TokenSequence, Weight
+from harness.reference.model import Phi3, Tap, TokenSequence
+from harness.reference.weights import Weight
 
 HONEST = Variant("device", split=3)
 # Other orders of summation and another kernel of attention, none of which is among the yardstick's variants.
@@ -72,11 +73,11 @@ class DeviceKernels(Kernels):
             return self.fault.attend(self, query, key, value, visible)
         return super().attend(query, key, value, visible)
 
-    def product(self, x: Tensor, weight: Tensor, *, quantised: bool) -> Tensor:
+    def sums(self, x: Tensor, weight: Tensor, *, quantised: bool) -> Tensor:
         """A product with a weight."""
         if self.fault.product and self.faulty:
             x = self.fault.product(x)
-        return super().product(x, weight, quantised=quantised)
+        return super().sums(x, weight, quantised=quantised)
 
 
 class Fault:
