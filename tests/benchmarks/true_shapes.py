@@ -4,10 +4,11 @@
     python tests/benchmarks/true_shapes.py chain [NAME ...] [--layers N] [--targets GLOB ...] [--memory SIZE]
 
 `make` writes a checkpoint of random weights, seeded, in BF16 and in shards as the published one is. `chain` makes one,
-cut to `--layers` (2) of its layers with their true widths, and for each records a golden by streaming, verifies it and
-judges the targets by it, with logits, greedy answers, the three errors and the weights; it prints time and memory of
-each step and how the cases came out. Memory is RssAnon of all processes, see `full_size.py`. Linux only. Needs an
-interpreter with the runtimes, `.tox/runtime`. It takes minutes a model and up to 20 GB of disk below the home folder.
+cut to `--layers` (2) of its layers with their true widths, and for each records a golden in as little memory as
+streaming takes, verifies it and judges the targets by it, with logits, greedy answers, the three errors and the weights;
+it prints time and memory of each step and how the cases came out. Memory is RssAnon of all processes, see
+`full_size.py`. Linux only. Needs `.tox/runtime`, where the workers run. It takes minutes a model and up to 20 GB of disk
+below the home folder.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from pathlib import Path
 
 from full_size import Cost, Meter
 
+from harness.checkpoint import open_checkpoint
 from harness.golden import TREE
+from harness.layout import Layout
 from harness.record import read_record
+from harness.streaming.room import least_memory
 
 sys.path.insert(0, str(TREE / "tests"))  # run as a script, this has its own folder there
 from published_shapes import NAMES, make, write_prompts
@@ -44,7 +48,7 @@ def main() -> None:
     chain.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
     chain.add_argument("--layers", type=int, default=2)
     chain.add_argument("--targets", action="append", default=[])
-    chain.add_argument("--memory", default="6GB")
+    chain.add_argument("--memory", default=None, help="what recording may take; the least by default")
     chain.add_argument("--new-tokens", type=int, default=4)
     options = parser.parse_args()
     if options.command == "make":
@@ -59,14 +63,15 @@ def main() -> None:
     sys.exit(0 if all(right) else 1)
 
 
-def _chain(name: str, layers: int, targets: list[str], memory: str, new_tokens: int) -> bool:
+def _chain(name: str, layers: int, targets: list[str], memory: str | None, new_tokens: int) -> bool:
     """The whole way with one model; whether every step ended well and every case that ran passed."""
     with tempfile.TemporaryDirectory(dir=Path.home()) as root:  # /tmp may be memory
         folder = Path(root)
         checkpoint, suite, golden = folder / name, folder / "few.jsonl", folder / "golden"
         total = make(checkpoint, name, layers=layers)
         write_prompts(suite, _TEXTS, new_tokens)
-        print(f"{name}, {layers} layers: {total / 1e6:.0f} million weights", flush=True)
+        memory = memory or _least(checkpoint, new_tokens)
+        print(f"{name}, {layers} layers: {total / 1e6:.0f} million weights; --memory {memory}", flush=True)
         where = [f"--checkpoint={checkpoint}", f"--prompts={suite}", f"--golden={golden}"]
         command = [sys.executable, "-m", "harness.cli", "golden"]
         right = _run("golden record", [*command, "record", *where, "--memory", memory], folder)
@@ -82,6 +87,13 @@ def _chain(name: str, layers: int, targets: list[str], memory: str, new_tokens: 
         return right
 
 
+def _least(checkpoint: Path, new_tokens: int) -> str:
+    """The memory that streaming takes by its own estimate, a token being a byte."""
+    lengths = [len(text) + new_tokens for text in _TEXTS]
+    layout = Layout.of(open_checkpoint(checkpoint).config)
+    return f"{least_memory(layout, len(lengths), max(lengths), sum(lengths)) // 10**6 + 1}MB"
+
+
 def _run(what: str, command: list[str], folder: Path) -> bool:
     """Carry out a step and print what it took; its output only where it failed."""
     environment = {**os.environ, "PHI3_CONFORMANCE_CACHE": str(folder / "cache")}
@@ -90,6 +102,8 @@ def _run(what: str, command: list[str], folder: Path) -> bool:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
     cost: Cost = meter.read()
     print(f"  {what}: {cost}{'' if done.returncode == 0 else f', ended with status {done.returncode}'}", flush=True)
+    told = [line for line in done.stdout.splitlines() if "against float64" in line]
+    print("".join(f"    {line.partition(': ')[2]}\n" for line in told), end="", flush=True)
     if done.returncode:
         print("\n".join("    " + line for line in (done.stdout + done.stderr).splitlines()[-40:]), flush=True)
     return done.returncode == 0
