@@ -7,9 +7,9 @@ A plan divides the bytes of a position between the likeliest tokens and two samp
   stored.
 - *drawn*: entries drawn in proportion to their probability, which are.
 
-A **place** says where on its walk a position stands. Positions that every session has logits for, from the last token
-of a prompt on, have a walk of their own: it is whole where a session gives no others. So have those before, and those
-of a fresh pass past LongRoPE's switch.
+A **place** says where on the walk a position stands. Positions that every session has logits for, from the last token
+of a prompt on, go forward from the beginning, so that theirs is a walk without gaps where a session gives no others;
+those before go backward from there. Rows of a fresh pass past LongRoPE's switch begin elsewhere.
 
 Random numbers are hashes of a counter (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA
 2014: the finaliser of SplitMix64), the same on every machine and in every version of NumPy.
@@ -38,7 +38,7 @@ _SHARE = 16
 # last count, for the centred RMS error and for single entries the second.
 _TOP, _EVEN = 0.375, 0.3
 _SEED = 20261130
-_PROMPT, _FRESH = 1 << 32, 1 << 33
+_FRESH = 1 << 33
 _ORDER, _DRAWS = 1, 2
 
 
@@ -88,7 +88,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def uniforms(self, place: int) -> NDArray[np.float64]:
         """`[drawn]`: uniform in [0, 1), by which a position draws its entries."""
-        counters = np.arange(self.drawn, dtype=np.uint64) + np.uint64(place * self.drawn)
+        counters = np.arange(self.drawn, dtype=np.uint64) + np.uint64(place * self.drawn % (1 << 64))
         return (_hash(self.seed, _DRAWS, counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -120,13 +120,13 @@ class Lengths(NamedTuple):
 def places_of(texts: Sequence[Lengths]) -> list[tuple[Places, Places]]:
     """For every text of a suite, in its order, the places of its rows and of those of a fresh pass past the switch."""
     found = []
-    decoded, prompt, fresh = 0, _PROMPT, _FRESH
+    decoded, prompt, fresh = 0, 0, _FRESH
     for one in texts:
         before, after = one.prompt - 1, one.total - one.prompt + 1
-        rows = np.concatenate([np.arange(prompt, prompt + before), np.arange(decoded, decoded + after)])
+        rows = np.concatenate([np.arange(prompt - before, prompt), np.arange(decoded, decoded + after)])
         anew = one.total - one.switch if one.switch else 0
         found.append((rows.astype(np.int64), np.arange(fresh, fresh + anew, dtype=np.int64)))
-        decoded, prompt, fresh = decoded + after, prompt + before, fresh + anew
+        decoded, prompt, fresh = decoded + after, prompt - before, fresh + anew
     return found
 
 

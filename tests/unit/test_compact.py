@@ -72,7 +72,7 @@ def test_a_suite_looks_at_every_entry_as_often_as_at_any_other(texts: list[tuple
     places = places_of([Lengths(prompt, prompt + new, 0) for prompt, new in texts])
     decoded = np.concatenate([rows[prompt - 1 :] for (rows, _), (prompt, _) in zip(places, texts, strict=True)])
     prompts = np.concatenate([rows[: prompt - 1] for (rows, _), (prompt, _) in zip(places, texts, strict=True)])
-    for walk in (decoded, prompts):
+    for walk in (decoded, prompts, np.concatenate([prompts, decoded])):
         looks = np.bincount(plan.even_entries(walk).ravel(), minlength=97)
         assert looks.max() - looks.min() <= 1
         assert looks.sum() == walk.size * even
