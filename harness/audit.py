@@ -25,9 +25,8 @@ from harness.checkpoint import Checkpoint
 from harness.errors import ArtifactError
 from harness.findings import AuditReport, Finding, TensorFigures
 from harness.layout import EMBEDDING, HEAD, Layout
-from harness.phi3_float64 import Weights
 from harness.statements import ALWAYS, agrees, expected
-from harness.tensor_files import TensorFiles
+from harness.tensor_files import TensorFiles, TensorRows
 from harness.weights import Array, ArtifactWeights, Plain, Statement, Stored
 
 # Above this share of all groups, and this number, another order of sums explains what k-quant's search does not.
@@ -99,7 +98,7 @@ def _scheme(method: Method, tensors: list[TensorFigures]) -> str:
 
 def _tensors(weights: ArtifactWeights, checkpoint: Checkpoint, method: Method) -> tuple[list[Judged], list[Finding]]:
     """Judge every tensor, and whether each of the checkpoint's is there, whole and once."""
-    files, dtypes = Weights(checkpoint), TensorFiles(checkpoint.weight_files)
+    files = TensorFiles(checkpoint.weight_files)
     layout = Layout.of(checkpoint.config)
     covered: dict[str, list[tuple[int, int]]] = {}
     judged, findings = [], []
@@ -109,14 +108,14 @@ def _tensors(weights: ArtifactWeights, checkpoint: Checkpoint, method: Method) -
             said = f"{stored.name}: the checkpoint has no such tensor"
             findings.append(Finding(stored.name, "extra", said))
             continue
-        weight = files.rows(name, slice(stored.row, stored.row + stored.rows))
+        weight = files.rows(name, stored.row, stored.rows)
         covered.setdefault(stored.name, []).append((stored.row, stored.rows))
         if _shape(stored) != weight.shape:
             found = f"rows {stored.row} on are {list(_shape(stored))}"
             said = f"{stored.name}: {found}, the checkpoint's {list(weight.shape)}"
             findings.append(Finding(stored.name, "shape", said))
             continue
-        judged.append(_judge(stored, weight, method, dtypes.dtype(name)))
+        judged.append(_judge(stored, weight, method, files.dtype(name)))
     return judged, findings + _coverage(covered, layout)
 
 
@@ -125,7 +124,7 @@ def _shape(stored: Stored) -> tuple[int, ...]:
     return tuple(held.shape)
 
 
-def _judge(stored: Stored, weight: Array, method: Method, dtype: str) -> Judged:
+def _judge(stored: Stored, weight: TensorRows, method: Method, dtype: str) -> Judged:
     if isinstance(stored.content, Plain):
         if stored.content.dtype not in ("float32", "float16", "bfloat16"):
             raise ArtifactError(f"{stored.source} holds {stored.content.dtype}", "export floats of 16 or 32 bits")

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from harness.audit_grid import Place, bounds, slack, values
 from harness.findings import Finding
+from harness.tensor_files import TensorRows
 from harness.weights import Array, Quantised, Stored
 
 _CLOSE = 0.9
@@ -82,7 +83,7 @@ def _most_alike(q: Array, t: Array) -> int | None:
     return best if found[best] > _CLOSE else None
 
 
-def find_rows(products: Array, own: NDArray[np.intp], weights: Array) -> list[int | None]:
+def find_rows(products: Array, own: NDArray[np.intp], weights: TensorRows) -> list[int | None]:
     """For each stored row, `[m, K]`, the row of the checkpoint's tensor that it is more alike to than its `own`.
 
     None where there is no such row, or it is no good likeness either.

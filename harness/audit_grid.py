@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -89,9 +90,9 @@ class Grid(msgspec.Struct, frozen=True):
         return within
 
 
-def chunks(content: Quantised) -> Iterator[slice]:
-    """Slices of rows that bound the memory taken."""
-    n, width = content.codes.shape
+def chunks(held: NDArray[Any]) -> Iterator[slice]:
+    """Slices of rows of `[n, K]` or `[n]` that bound the memory taken."""
+    n, width = held.shape[0], max(1, held.size // max(1, held.shape[0]))
     rows = max(1, _CHUNK // width)
     return (slice(begin, min(n, begin + rows)) for begin in range(0, n, rows))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from harness import audit_grid
 from harness.audit_explain import explain_group, explain_tensor, find_rows
 from harness.audit_grid import RANGE, SEARCH, Grid, Mask
 from harness.audit_moved import moved_too_far, scales_too_far
 from harness.findings import LIMIT, Finding, TensorFigures
+from harness.tensor_files import TensorRows
 from harness.weights import Array, Plain, Quantised, Stored
 
 # The scales that scale estimation leaves lie between 0.77 and 1.15 of the rule's, with AWQ before it or not.
@@ -58,28 +60,40 @@ class Judged(msgspec.Struct, frozen=True):
     apart: int = 0
 
 
-def judge_plain(stored: Stored, content: Plain, weight: Array) -> Judged:
+def judge_plain(stored: Stored, content: Plain, weight: TensorRows) -> Judged:
     """Float values must be the checkpoint's, rounded to the stored dtype: nothing else happens to them."""
-    held = content.values.astype(np.float64)
-    wanted = weight if content.multiplier is None else weight / content.multiplier.astype(np.float64)
-    wrong = ~(np.abs(held - wanted) <= _rounding(content, wanted, multiplied=content.multiplier is not None))
-    rows = np.flatnonzero(wrong.reshape(wrong.shape[0], -1).any(axis=1))
-    findings = []
-    if wrong.ndim == 1 and rows.size:
-        findings.append(_values(stored, held, wanted, wrong, None))
-    elif rows.size:
-        some = rows[:LIMIT]
-        others = find_rows(held[some], some, wanted)
+    wanted = weight if content.multiplier is None else weight.over(content.multiplier)
+    bad, wrong, worst = [], 0, 0.0
+    for rows in audit_grid.chunks(content.values):
+        held, right, off = _held(content, rows, wanted)
+        wrong += int(off.sum())
+        worst = max(worst, float(np.abs(np.nan_to_num(held - right, nan=np.inf)).max(initial=0.0)))
+        bad.append(np.flatnonzero(off.reshape(off.shape[0], -1).any(axis=1)) + rows.start)
+    rows_off = np.concatenate(bad)
+    vector = content.values.ndim == 1
+    findings: list[Finding] = []
+    if vector and rows_off.size:
+        findings = [_values(stored, *_held(content, slice(None), wanted), None)]
+    elif rows_off.size:
+        some = rows_off[:LIMIT]
+        held, right, off = _held(content, some, wanted)
+        others = find_rows(held, some, wanted)
         findings = [
-            _values(stored, held[row], wanted[row], wrong[row], int(row) + stored.row)
+            _values(stored, held[i], right[i], off[i], int(row) + stored.row)
             if other is None
-            else _other_row(stored, int(row), other, int(wrong[row].sum()))
-            for row, other in zip(some, others, strict=True)
+            else _other_row(stored, int(row), other, int(off[i].sum()))
+            for i, (row, other) in enumerate(zip(some, others, strict=True))
         ]
-    worst = float(np.abs(np.nan_to_num(held - wanted, nan=np.inf)).max(initial=0.0))
-    figures = _figures(stored, content.dtype, 0, "", 1.0, float(wrong.mean()), worst, int(wrong.sum()))
-    count = min(1, rows.size) if wrong.ndim == 1 else rows.size
-    return Judged(figures, tuple(findings), int(count))
+    share = wrong / content.values.size
+    figures = _figures(stored, content.dtype, 0, "", 1.0, share, worst, wrong)
+    return Judged(figures, tuple(findings), min(1, rows_off.size) if vector else int(rows_off.size))
+
+
+def _held(content: Plain, rows: slice | NDArray[np.intp], wanted: TensorRows) -> tuple[Array, Array, Mask]:
+    """Some rows as they are, as the checkpoint has them, and where they are not the same but for rounding."""
+    held, right = content.values[rows].astype(np.float64), wanted[rows]
+    within = np.abs(held - right) <= _rounding(content, right, multiplied=content.multiplier is not None)
+    return held, right, ~within
 
 
 def _rounding(content: Plain, wanted: Array, *, multiplied: bool) -> Array | float:
@@ -110,13 +124,13 @@ def _other_row(stored: Stored, row: int, other: int, codes: int) -> Finding:
     return Finding(stored.name, "row of another row", said, row, None, figures)
 
 
-def judge_quantised(stored: Stored, content: Quantised, weight: Array, method: Method, rounded: str) -> Judged:
+def judge_quantised(stored: Stored, content: Quantised, weight: TensorRows, method: Method, rounded: str) -> Judged:
     """Codes must be those of the checkpoint on the artifact's own grid, and the grid one that the method chooses."""
     if content.bits > 4 and not method.repeated:
         method = Method()  # exporters search and move codes of four bits only, but for k-quant
     parts = [
         audit_grid.measure(content, weight[rows], rows, rounded, repeat=method.repeated)
-        for rows in audit_grid.chunks(content)
+        for rows in audit_grid.chunks(content.codes)
     ]
     grid = audit_grid.join(parts)
     rule, share = audit_grid.nearest_rule(grid)
@@ -181,7 +195,9 @@ def _count(mask: Mask) -> int:
     return 1 if _most(mask) else int(mask.sum())
 
 
-def _explain(stored: Stored, content: Quantised, weight: Array, rounded: str, grid: Grid, codes: Mask) -> list[Finding]:
+def _explain(
+    stored: Stored, content: Quantised, weight: TensorRows, rounded: str, grid: Grid, codes: Mask
+) -> list[Finding]:
     """Findings about codes: one for the tensor, or for each row of another row, or for each group."""
     rows = np.flatnonzero(codes.any(axis=1))
     if rows.size == 0:

@@ -65,8 +65,11 @@ class TensorFiles:
 
         Raises CheckpointError when there is no such tensor, or its dtype is not one of `dtype`'s.
         """
-        chosen = np.asarray(self.mapped(name)[index])
-        return (chosen.astype(np.uint32) << 16).view(np.float32) if self.dtype(name) == "bfloat16" else chosen
+        return _widened(self.mapped(name)[index], self.dtype(name))
+
+    def rows(self, name: str, start: int, count: int) -> TensorRows:
+        """Some rows of a tensor, to be read when they are asked for. Raises CheckpointError, see `values`."""
+        return TensorRows(self.mapped(name)[start : start + count], self.dtype(name))
 
     def mapped(self, name: str) -> NDArray[Any]:
         """A tensor as it is stored, bfloat16 as uint16, mapped from its file. What is written into it stays in memory.
@@ -87,3 +90,32 @@ class TensorFiles:
         if name not in self._where:
             raise CheckpointError(f"there is no tensor {name}", "download the checkpoint again")
         return self._where[name]
+
+
+class TensorRows:
+    """Rows of a tensor that are read in float64 when they are indexed: all of a vocabulary's would fill the memory.
+
+    `divisor`: `[K]`, what each column is divided by.
+    """
+
+    def __init__(self, mapped: NDArray[Any], dtype: str, divisor: NDArray[np.float64] | None = None) -> None:
+        self._mapped, self._dtype, self._divisor = mapped, dtype, divisor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, and columns where it is a matrix."""
+        return tuple(self._mapped.shape)
+
+    def over(self, divisor: NDArray[Any]) -> TensorRows:
+        """The same rows with each column divided by a number of its own."""
+        return TensorRows(self._mapped, self._dtype, divisor.astype(np.float64))
+
+    def __getitem__(self, index: int | np.integer[Any] | slice | NDArray[Any]) -> NDArray[np.float64]:
+        found = np.asarray(_widened(self._mapped[index], self._dtype), dtype=np.float64)
+        return found if self._divisor is None else np.asarray(found / self._divisor)
+
+
+def _widened(stored: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Values as floats: bfloat16 is stored as uint16."""
+    chosen = np.asarray(stored)
+    return (chosen.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else chosen

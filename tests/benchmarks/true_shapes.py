@@ -5,10 +5,10 @@
 
 `make` writes a checkpoint of random weights, seeded, in BF16 and in shards as the published one is. `chain` makes one,
 cut to `--layers` (2) of its layers with their true widths, and for each records a golden in as little memory as
-streaming takes, verifies it and judges the targets by it, with logits, greedy answers, the three errors and the weights;
-it prints time and memory of each step and how the cases came out. Memory is RssAnon of all processes, see
-`full_size.py`. Linux only. Needs `.tox/runtime`, where the workers run. It takes minutes a model and up to 20 GB of disk
-below the home folder.
+streaming takes, verifies it, and judges the targets by it: logits, greedy answers, the three errors and the weights. It
+prints time and memory of each step and how the cases came out. Memory is RssAnon of all processes, see `full_size.py`.
+Linux only. Needs `.tox/runtime`, where the workers run. It takes minutes a model and up to 20 GB of disk below the home
+folder.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from full_size import Cost, Meter
-
 from harness.checkpoint import open_checkpoint
 from harness.golden import TREE
 from harness.layout import Layout
@@ -30,6 +28,7 @@ from harness.record import read_record
 from harness.streaming.room import least_memory
 
 sys.path.insert(0, str(TREE / "tests"))  # run as a script, this has its own folder there
+from benchmarks.full_size import Cost, Meter
 from published_shapes import NAMES, make, write_prompts
 
 _TEXTS = ("The quick brown fox jumps over the lazy dog", "Rain, and a hare")
