@@ -13,7 +13,8 @@ quantised LM head makes it, the rest drawn anew at every position:
 - the worst position's KL, exact, and as compact rows are judged by (an estimate less two standard errors),
 - one entry of the tail, of probability around 1e-9, 1 logit too high throughout: how many spreads of the others it is
   off, and the most that any honest entry is, see `harness.vocabulary`,
-- milliseconds a position to compare device rows with whole and with compact ones, and to make compact ones.
+- milliseconds of processor time a position to compare device rows with whole and with compact ones, and to make
+  compact ones.
 
 Nothing is asserted but that KL is within 2 %; 1 is the exit status where it is not.
 """
@@ -88,21 +89,21 @@ def measure(
     for first, last in batches(positions):
         reference = rows_of(shape, last - first, plan.vocabulary, generator)
         following = np.full(last - first, -1)
-        began = time.perf_counter()
+        began = time.process_time()
         packed = compacted(reference, following, places[first:last], plan)
-        taken["make"] += time.perf_counter() - began
+        taken["make"] += time.process_time() - began
         taken["bytes"] += len(save({"a-prompt": packed.view(np.uint8).reshape(packed.size, -1)}))
         rows = CompactRows(packed, following, places[first:last], plan)
         scale = float(metrics.centred_scale(reference).mean())
         for name, size in NOISE.items():
             noise = np.float32(np.sqrt(1 - own)) * generator.standard_normal(reference.shape, dtype=np.float32)
             device = reference + np.float32(size * scale) * (noise + np.float32(np.sqrt(own)) * biases[name])
-            began = time.perf_counter()
+            began = time.process_time()
             found[name].exact.append(metrics.compare_rows(reference, device))
-            middle = time.perf_counter()
+            middle = time.process_time()
             found[name].compact.append(rows.compare(device))
             taken["whole"] += (middle - began) / len(NOISE)
-            taken["compact"] += (time.perf_counter() - middle) / len(NOISE)
+            taken["compact"] += (time.process_time() - middle) / len(NOISE)
             device[:, _CHANGED] += 1.0
             seen = rows.compare(device).entries
             assert seen is not None

@@ -15,7 +15,7 @@ from harness.backend import load_backend
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.devices import find_interpreter
 from harness.errors import HarnessError, ResourceError, UsageError
-from harness.golden import TREE, Golden, verify_files
+from harness.golden import COMPACT, TREE, Golden, verify_files
 from harness.layout import Layout
 from harness.longrope import switch_of
 from harness.options import DEFAULT_CHECKPOINT, parse_size
@@ -155,6 +155,24 @@ def test_a_streamed_golden_is_the_one_of_a_model_in_memory_to_rounding(
         assert states is not None
         assert expected is not None
         np.testing.assert_allclose(states, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("streaming", [None, LITTLE], ids=["in memory", "streamed"])
+def test_a_golden_is_recorded_compact_where_that_is_asked_for(
+    worker: Worker, suite: PromptSuite, whole: Golden, tmp_path: Path, streaming: Streaming | None
+) -> None:
+    bundled = open_checkpoint(DEFAULT_CHECKPOINT)
+    record_golden(bundled, suite, tmp_path / "few", worker, progress=ignore, streaming=streaming, form="compact")
+    compact = verify_files(tmp_path / "few")
+    assert compact.plan is not None
+    positions = sum(len(case.sequence) for case in compact.manifest.cases)
+    assert compact.manifest.files[COMPACT].bytes < positions * 512 + 1024
+    for case in whole.manifest.cases:
+        assert compact.case(case.id).continuation == case.continuation
+        found = compact.rows(case.id).compare(whole.logits(case.id))
+        assert found.top1_agrees.all()
+        assert found.kl.max() < 1e-8
+        assert found.centred_rms.max() < 1e-4
 
 
 def test_a_recording_that_was_cut_is_finished_to_the_same_bytes(
