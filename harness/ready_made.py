@@ -156,7 +156,7 @@ def _options(target: Target, folder: Path, fitting: Mapping[Path, object]) -> st
     """The options that name one artifact each, on lines of their own; or what else can be done."""
     if fitting:
         return "name one:" + "".join(f"\n    --artifact '{target}={spoken(path)}'" for path in fitting)
-    rest = "" if _hub_name(folder) is None else f"; where not all of it is here, {_download(folder, '*')}"
+    rest = "" if _hub_name(folder) is None else f"; if not all of the repository is here, {_download(folder, '*')}"
     return f"give an artifact that is {target.precision.value} for {target.base_device}{rest}"
 
 
@@ -181,7 +181,7 @@ def _hub_name(folder: Path) -> tuple[str, str] | None:
 def _download(folder: Path, files: str) -> str:
     """The command that brings what is missing into the hub's cache."""
     repository, inner = _hub_name(folder) or ("", "")
-    return f"with a network, {_command(repository, '/'.join(filter(None, [inner, files])))}"
+    return f"download it: {_command(repository, '/'.join(filter(None, [inner, files])))}"
 
 
 def _command(repository: str, files: str) -> str:
