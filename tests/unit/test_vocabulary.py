@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,16 +15,21 @@ from numpy.typing import NDArray
 from harness.compact import CompactRows
 from harness.compact_plan import Lengths, Plan, places_of, plan_for
 from harness.compacting import compacted
-from harness.compare import Outcome
+from harness.compare import Outcome, Rows, Verdict, compare_logits
+from harness.golden import TREE, verify_files
+from harness.judge import CaseFailed, Judge
 from harness.metrics import EntryErrors, RowErrors
-from harness.policy import Limit
+from harness.policy import Limit, read_policy
 from harness.reference_rows import ReferenceRows, WholeRows
+from harness.run import PromptCase
+from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision, Target
 from harness.vocabulary import judge_entries, weigh
 
 WIDTH, TEXTS, LENGTHS = 4096, 4, Lengths(40, 90, 0)
 LIMIT = Limit(12.0, "a decision")
 
 
+@functools.cache
 def _references(*, compact: bool) -> list[ReferenceRows]:
     generator = np.random.default_rng(1)
     logits = [generator.normal(scale=2.5, size=(LENGTHS.total, WIDTH)).astype(np.float32) for _ in range(TEXTS)]
@@ -126,3 +133,36 @@ def test_the_plan_of_these_tests_samples() -> None:
     plan = plan_for(WIDTH, compact=True)
     assert isinstance(plan, Plan)
     assert plan.top + plan.even + plan.drawn < WIDTH / 16
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_a_suite_fails_by_an_entry_that_is_off_and_by_nothing_else(shift: float) -> None:
+    golden = verify_files(TREE / "golden" / "phi-3-tiny" / "core")
+    prompts = [PromptCase("core", case, golden) for case in golden.manifest.cases[:8]]
+    generator = np.random.default_rng(3)
+
+    def errors(prompt: PromptCase) -> Rows | Verdict:
+        device = golden.logits(prompt.id) + generator.normal(scale=0.003, size=prompt.rows().shape)
+        device[:, 1777] += shift  # of no prompt a likely token
+        return compare_logits(prompt.rows(), device, len(prompt.case.tokens), whole_prompt=True)
+
+    session: Any = SimpleNamespace(
+        errors=errors,
+        compute_class=Precision.FP16,
+        kind=DeviceKind.CPU,
+        target=Target.parse("pytorch:cpu:fp16"),
+        evidence=lambda: Evidence(EvidenceLevel.BY_CONSTRUCTION, (DeviceKind.CPU,), ("cpu",), "by construction"),
+        load_options={},
+        info=None,
+        inference=None,
+        undecomposed="",
+    )
+    checkpoint: Any = None
+    judge = Judge(session, read_policy(TREE / "conformance" / "policy.toml"), checkpoint)
+    if not shift:
+        judge.suite_logits(prompts)
+        assert judge.verdicts[-1].outcome is Outcome.PASS
+        return
+    with pytest.raises(CaseFailed, match="entry 1777 of the vocabulary is off by") as caught:
+        judge.suite_logits(prompts)
+    assert len(caught.value.verdict.message.splitlines()) == 3  # the target, the entry, how it was judged
