@@ -3,9 +3,9 @@
 Written from the architecture: RMSNorm before attention and before the MLP, fused query/key/value and
 gate/up projections, rotary embedding in the half-split layout (plain, partial or LongRoPE), grouped-query
 attention with a causal, optionally sliding, window, SwiGLU, final RMSNorm and LM head. A sequence is computed at
-once, or a part of it first and then token by token, which differs under LongRoPE (`harness.longrope`). One layer's
+once, or a part of it first and then token by token, which differs under LongRoPE (`harness.longrope`). Half a layer's
 weights are held at a time, with the activations of all sequences carried along, so memory stays bounded
-by one layer in float64 whatever the size of the model.
+by one MLP in float64 whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def forward(
     at_once = [len(tokens) for tokens in sequences] if prefills is None else prefills
     rotations = [_rotation(config, len(tokens), n) for tokens, n in zip(sequences, at_once, strict=True)]
     for layer in range(int(config["num_hidden_layers"])):
-        states = _layer(config, weights, f"model.layers.{layer}.", states, rotations)
+        prefix = f"model.layers.{layer}."
+        states = _fed(config, weights, prefix, _attended(config, weights, prefix, states, rotations))
     tied = bool(config.get("tie_word_embeddings")) and "lm_head.weight" not in weights
     norm, vocabulary = weights["model.norm.weight"], int(config["vocab_size"])
     states = [_rms_norm(state, norm, config) for state in states]
@@ -74,19 +75,24 @@ def forward(
     return logits
 
 
-def _layer(
+def _attended(
     config: dict[str, Any],
     weights: Weights,
     prefix: str,
     states: list[Array],
     rotations: list[tuple[Array, Array]],
 ) -> list[Array]:
+    """The first half of a layer: `[n_i, H]` with what attention adds."""
     before, qkv = weights[f"{prefix}input_layernorm.weight"], weights[f"{prefix}self_attn.qkv_proj.weight"]
     out = weights[f"{prefix}self_attn.o_proj.weight"]
-    states = [
+    return [
         x + _attention(config, _rms_norm(x, before, config) @ qkv.T, rotation) @ out.T
         for x, rotation in zip(states, rotations, strict=True)
     ]
+
+
+def _fed(config: dict[str, Any], weights: Weights, prefix: str, states: list[Array]) -> list[Array]:
+    """The second half of a layer: with what the MLP adds."""
     after, up = weights[f"{prefix}post_attention_layernorm.weight"], weights[f"{prefix}mlp.gate_up_proj.weight"]
     down = weights[f"{prefix}mlp.down_proj.weight"]
     return [x + _swiglu(_rms_norm(x, after, config) @ up.T) @ down.T for x in states]

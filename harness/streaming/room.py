@@ -26,8 +26,10 @@ def least_memory(layout: Layout, prompts: int, longest: int, rows: int) -> int:
     scores = min(3 * longest * longest * layout.heads * 4, _MOST_SCORES)
     drafted = 2 * prompts * 17 * vocabulary
     streaming = 4 * (2 * layer + 2 * rows * hidden + max(longest, 1024) * widest + drafted) + scores
-    # Afterwards two cases are computed in float64: a layer at a time, and the logits.
-    checking = 8 * layer + 8 * 2 * inner * hidden + 2 * longest * vocabulary * 8
+    # Afterwards two cases are computed in float64, whose weights take 12 bytes while they are read: half a layer at a
+    # time, and the logits, with differences and their magnitudes.
+    attention, mlp = 12 * hidden * (query + 2 * key), 8 * 2 * inner * hidden + 12 * inner * hidden
+    checking = max(attention + 8 * query * hidden, mlp) + 4 * longest * vocabulary * 8
     return _PROCESSES + max(streaming, checking)
 
 

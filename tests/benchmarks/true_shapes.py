@@ -25,7 +25,7 @@ from harness.checkpoint import open_checkpoint
 from harness.golden import TREE
 from harness.layout import Layout
 from harness.record import read_record
-from harness.streaming.room import least_memory
+from harness.streaming.room import least_for_reference, least_memory
 
 sys.path.insert(0, str(TREE / "tests"))  # run as a script, this has its own folder there
 from benchmarks.full_size import Cost, Meter
@@ -47,7 +47,8 @@ def main() -> None:
     chain.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
     chain.add_argument("--layers", type=int, default=2)
     chain.add_argument("--targets", action="append", default=[])
-    chain.add_argument("--memory", default=None, help="what recording may take; the least by default")
+    chain.add_argument("--golden-only", action="store_true", help="record and verify, and judge nothing")
+    chain.add_argument("--memory", default=None, help="what a golden and a reference may take; the least by default")
     chain.add_argument("--new-tokens", type=int, default=4)
     options = parser.parse_args()
     if options.command == "make":
@@ -57,7 +58,7 @@ def main() -> None:
     names = options.names or list(NAMES)
     if not set(names) <= set(NAMES):
         parser.error(f"models are {', '.join(NAMES)}")
-    targets = options.targets or ["openvino:cpu:int4"]
+    targets = [] if options.golden_only else options.targets or ["openvino:cpu:int4"]
     right = [_chain(name, options.layers, targets, options.memory, options.new_tokens) for name in names]
     sys.exit(0 if all(right) else 1)
 
@@ -69,28 +70,31 @@ def _chain(name: str, layers: int, targets: list[str], memory: str | None, new_t
         checkpoint, suite, golden = folder / name, folder / "few.jsonl", folder / "golden"
         total = make(checkpoint, name, layers=layers)
         write_prompts(suite, _TEXTS, new_tokens)
-        memory = memory or _least(checkpoint, new_tokens)
-        print(f"{name}, {layers} layers: {total / 1e6:.0f} million weights; --memory {memory}", flush=True)
+        least, of_reference = (memory, memory) if memory else _least(checkpoint, new_tokens)
+        said = f"{name}, {layers} layers: {total / 1e6:.0f} million weights; --memory {least}, then {of_reference}"
+        print(said, flush=True)
         where = [f"--checkpoint={checkpoint}", f"--prompts={suite}", f"--golden={golden}"]
         command = [sys.executable, "-m", "harness.cli", "golden"]
-        right = _run("golden record", [*command, "record", *where, "--memory", memory], folder)
+        right = _run("golden record", [*command, "record", *where, "--memory", least], folder)
         right = right and _run("golden verify", [*command, "verify", *where], folder)
         for target in targets if right else ():
             record = folder / "record.json"
             record.unlink(missing_ok=True)
             judge = [sys.executable, "-m", "pytest", "-c", str(TREE / "pyproject.toml"), *where, f"--targets={target}"]
-            judge += [f"--record={record}", "-p", "no:cacheprovider", "-q"]
+            judge += [f"--memory={of_reference}", f"--record={record}", "-p", "no:cacheprovider", "-q"]
             judge += [str(TREE / "conformance" / f"{suite}.py") for suite in _SUITES]
             right &= _run(f"pytest {target}", judge, folder)
             _tell(record)
         return right
 
 
-def _least(checkpoint: Path, new_tokens: int) -> str:
-    """The memory that streaming takes by its own estimate, a token being a byte."""
+def _least(checkpoint: Path, new_tokens: int) -> tuple[str, str]:
+    """The memory that streaming takes by its own estimates for a golden and for references, a token being a byte."""
     lengths = [len(text) + new_tokens for text in _TEXTS]
     layout = Layout.of(open_checkpoint(checkpoint).config)
-    return f"{least_memory(layout, len(lengths), max(lengths), sum(lengths)) // 10**6 + 1}MB"
+    golden = least_memory(layout, len(lengths), max(lengths), sum(lengths))
+    reference = least_for_reference(layout, max(lengths), rounded=True)
+    return f"{golden // 10**6 + 1}MB", f"{reference // 10**6 + 1}MB"
 
 
 def _run(what: str, command: list[str], folder: Path) -> bool:
