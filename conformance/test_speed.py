@@ -8,6 +8,7 @@ from harness.speed import time_target
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_speed(session: TargetSession, judge: Judge) -> None:
     """Time to first token and per token are recorded, and lie within the policy's limits where it has any."""
     judge.speed(time_target(session))

@@ -77,7 +77,7 @@ def new_process(session: TargetSession) -> Verdict:
     """The same question to a new process, where it is the very first one, and again once it is warm."""
     stepper, found = Stepper(session), _spread(session)
     before = _answer(session, stepper)
-    session.restart()
+    session.restart(spare_the_old=True)
     first = _answer(session, stepper)
     found.see("the first answer of a new process", before, first)
     for _ in range(2):

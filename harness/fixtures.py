@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from harness.target import Target, Unavailable
 JUDGE: pytest.StashKey[Judge] = pytest.StashKey()
 """The judge of an item, with the verdicts it gave."""
 SESSION: pytest.StashKey[TargetSession] = pytest.StashKey()
+STARTED: pytest.StashKey[float] = pytest.StashKey()
+"""Seconds that starting a target's session took in a set-up; taken out by who counts what the rest of it took."""
 """On the session's node: the target session in use, which outlives the items."""
 
 
@@ -68,8 +71,10 @@ def session(target: Target, request: pytest.FixtureRequest, pytestconfig: pytest
     state.begin(target)
     opened = TargetSession(run, target)
     request.session.stash[SESSION] = opened
+    began = time.monotonic()
     try:
         opened.start()
+        request.session.stash[STARTED] = time.monotonic() - began
         yield opened
     finally:
         opened.close()

@@ -13,7 +13,7 @@ import pytest
 from harness.compare import Outcome, Verdict
 from harness.entries import session_record
 from harness.errors import HarnessError, NotRun, StageError, Unsupported
-from harness.fixtures import JUDGE, SESSION, CaseId
+from harness.fixtures import JUDGE, SESSION, STARTED, CaseId
 from harness.judge import CaseFailed
 from harness.options import DEFAULT_CHECKPOINT, POLICY, WAIVERS
 from harness.record import CaseRecord
@@ -25,6 +25,10 @@ _SHAPING = (
     *("checkpoint", "golden", "prompts", "artifact", "recipe", "load_option"),
     *("interpreter", "host", "policy", "waivers", "stage_timeout", "worker_memory", "memory", "minutes"),
 )
+
+
+# Seconds that a case's set-up took, without the start of a session.
+_SET_UP: pytest.StashKey[float] = pytest.StashKey()
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -47,6 +51,8 @@ def conclude(
     """Give the report of a conformance item its outcome; adds `report.conformance` once a case."""
     finding = _finding(item, call, report)
     if finding is None:
+        if report.when == "setup":
+            item.stash[_SET_UP] = call.duration - _starting(item)
         return
     waiver, judged = None, finding.label
     if finding.verdict.outcome is not Outcome.UNSUPPORTED:
@@ -64,7 +70,7 @@ def conclude(
         limits=finding.verdict.limits,
         message=finding.verdict.message,
         waiver=None if waiver is None else waiver.id,
-        seconds=call.duration,
+        seconds=call.duration + item.stash.get(_SET_UP, 0.0),
         judged="" if waiver is None else judged,
         detail=judge.detail if judge is not None else None,
     )
@@ -72,6 +78,13 @@ def conclude(
     kept = session_record(session) if session is not None and session.target == case.target else None
     plain = {"case": as_plain(record), "session": None if kept is None else as_plain(kept)}
     report.conformance = plain  # type: ignore[attr-defined]
+
+
+def _starting(item: pytest.Item) -> float:
+    """How much of a set-up was the start of the target's session, which its timings have: counted once."""
+    started = item.session.stash.get(STARTED, 0.0)
+    item.session.stash[STARTED] = 0.0
+    return started
 
 
 def _finding(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> Finding | None:

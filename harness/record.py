@@ -71,10 +71,11 @@ class Repeat(msgspec.Struct, frozen=True):
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Seconds that a session took: exporting (0 where it was in the cache), and loading with compiling."""
+    """Seconds that a session took: exporting (0 where it was in the cache), loading with compiling, its process."""
 
     prepare: float
     load: float
+    start: float = 0.0
 
 
 class SessionRecord(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -31,6 +32,8 @@ from harness.worker import Worker
 
 DEVICE_WAIT = 1800.0
 _REFERENCE = "artifact-reference"
+# Bytes of a model in FP32 up to which a process that is done with it is kept for another, holding it until then.
+_SMALL = 1 << 30
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -253,24 +256,39 @@ class Run:
 
     def dismiss(self, target: Target, worker: Worker) -> None:
         """Stop a session's worker, or keep it for the next of the same backend: see `take_worker`."""
-        if worker.running and self._in_turn(target):
+        if self._beside is not None:
+            self.dismiss_for_others(target, worker)
+        else:
+            worker.stop()
+
+    def dismiss_for_others(self, target: Target, worker: Worker) -> None:
+        """Stop a session's worker, or keep it for a run beside this one, which may begin with a used process."""
+        if worker.running and self._may_be_shared(target):
             self.crew.keep_idle(target.backend, target, worker)
         else:
             worker.stop()
 
     def _in_turn(self, target: Target) -> bool:
+        return self._beside is not None and self._may_be_shared(target)
+
+    def _may_be_shared(self, target: Target) -> bool:
+        """Whether sessions may follow each other in one process: what is kept holds its model until the next."""
         alone = getattr(self.backends[target.backend], "one_model_a_process", False)
-        return self._beside is not None and not alone and target.host is None and self.kind(target) is DeviceKind.CPU
+        return self._is_small and not alone and target.host is None and self.kind(target) is DeviceKind.CPU
+
+    @functools.cached_property
+    def _is_small(self) -> bool:
+        return 4 * self.settings.checkpoint.parameters() <= _SMALL
 
     def hire_reference(self) -> Worker:
-        """A worker for the references of an artifact, started or not; the same for all artifacts of a run beside."""
+        """A worker for the references of an artifact, started or not; the same for all artifacts of a small model."""
         target = Target("pytorch", "cpu", Precision.FP32)
-        kept = self.crew.take_idle(_REFERENCE, target) if self._beside is not None else None
+        kept = self.crew.take_idle(_REFERENCE, target) if self._is_small else None
         return kept or self.crew.hire_for(_REFERENCE, "pytorch")
 
     def dismiss_reference(self, worker: Worker) -> None:
         """Stop a worker that `hire_reference` gave, or keep it for the next artifact."""
-        if worker.running and self._beside is not None:
+        if worker.running and self._is_small:
             self.crew.keep_idle(_REFERENCE, Target("pytorch", "cpu", Precision.FP32), worker)
         else:
             worker.stop()

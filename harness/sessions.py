@@ -108,14 +108,15 @@ class TargetSession:
         self._evidence, self._computed = None, False
         self._repeats.forget()
         self._known = {key: value for key, value in self._known.items() if isinstance(value, StageError)}
+        began = time.monotonic()
         self._worker = self.run.take_worker(self.target)
         try:
-            self._load(self._worker)
+            self._load(self._worker, time.monotonic() - began)
         except BaseException:
             self._worker.stop()
             raise
 
-    def _load(self, worker: Worker) -> None:
+    def _load(self, worker: Worker, starting: float) -> None:
         settings = self.run.settings
         if self.artifact is None:
             self.run.step(f"{self.target}: preparing the artifact")
@@ -127,7 +128,7 @@ class TargetSession:
         self.run.step(f"{self.target}: loading and compiling")
         self.info = load_session(worker, self.target, self._location, self.load_options, settings)
         if self.timings is None:
-            self.timings = Timings(self.artifact.export_seconds, time.monotonic() - began)
+            self.timings = Timings(self.artifact.export_seconds, time.monotonic() - began, starting)
         check_session(self.info, self.target, settings.checkpoint.vocabulary)
 
     @property
@@ -288,11 +289,14 @@ class TargetSession:
         given = {"target": str(self.target), "options": self.load_options}
         return {"artifact": self._location, "trust_remote_code": self.run.settings.trust_remote_code, **given}
 
-    def restart(self) -> None:
-        """End its process and load in a new one. Raises what `call` raises."""
+    def restart(self, *, spare_the_old: bool = False) -> None:
+        """End its process, or spare it for a run beside this one, and load in a new one. Raises what `call` raises."""
         if self._worker is not None:
             self._peak_memory = self.peak_memory
-            self._worker.stop()
+            if spare_the_old:
+                self.run.dismiss_for_others(self.target, self._worker)
+            else:
+                self._worker.stop()
         self._restart()
 
     def close(self) -> None:

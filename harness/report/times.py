@@ -41,7 +41,8 @@ def suite_times(record: RunRecord) -> list[SuiteTime]:
         cases[suite_of(case)] += 1
     for session in (s for s in record.sessions if s.timings is not None):
         assert session.timings is not None
-        for name, seconds in ((PREPARING, session.timings.prepare), (LOADING, session.timings.load)):
+        loading = session.timings.start + session.timings.load
+        for name, seconds in ((PREPARING, session.timings.prepare), (LOADING, loading)):
             by_suite[name][session.target] += seconds
             cases[name] += 1
     found = []

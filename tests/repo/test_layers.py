@@ -50,7 +50,7 @@ LAYERS = (
     ("entries", "ledger"),
     ("judge", "state"),
     ("family",),
-    ("fixtures", "marks", "parametrising", "interruptions"),
+    ("fixtures", "marks", "parametrising", "interruptions", "alone"),
     ("outcomes", "signoff"),
     ("cli_diff", "cli_operator", "cli_record", "cli_report", "cli_waivers", "cli_signoff", "cli_coverage"),
     ("plugin", "cli"),
