@@ -133,6 +133,7 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
             "give a checkpoint of the Phi-3 family (Phi-3, Phi-3.5-mini, Phi-4, Phi-4-mini)",
         )
     _check_numbers(path, config)
+    _check_rotary(path, config)
     if not any((path / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
         raise CheckpointError(f"{path} has no tokenizer.json", "download the checkpoint again, tokenizer included")
     return Checkpoint(name or path.name, path, config, _weight_files(path))
@@ -152,6 +153,17 @@ def _check_numbers(path: Path, config: dict[str, Any]) -> None:
                 f"{path / 'config.json'}: {key} is {config[key]!r}, neither null nor a positive whole number",
                 "restore the checkpoint's original config.json",
             )
+
+
+def _check_rotary(path: Path, config: dict[str, Any]) -> None:
+    """Refuse the first name of LongRoPE, which transformers 5 takes for a configuration that lacks a key."""
+    rope = config.get("rope_scaling")
+    if isinstance(rope, dict) and "su" in (rope.get("type"), rope.get("rope_type")):
+        raise CheckpointError(
+            f"{path / 'config.json'}: rope_scaling is of type 'su', as LongRoPE was called at first; transformers 5 "
+            "and all that is built on it cannot read that",
+            'write "longrope" in its place, or download the checkpoint\'s newer revision',
+        )
 
 
 def _short_name(name: str) -> str:

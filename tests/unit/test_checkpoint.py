@@ -82,6 +82,16 @@ def test_a_configuration_number_that_is_none_is_named(make_folder: MakeFolder, k
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+def test_the_first_name_of_longrope_is_refused_with_the_edit(make_folder: MakeFolder, key: str) -> None:
+    """transformers 5.5.4 says of it that a key is missing, and not which word is wrong."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    with pytest.raises(CheckpointError, match=r"config\.json: rope_scaling is of type 'su'") as caught:
+        open_checkpoint(make_folder(rope_scaling={key: "su", **factors}))
+    assert '"longrope"' in caught.value.remedy
+    open_checkpoint(make_folder("newer", rope_scaling={key: "longrope", **factors}))
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000])
 def test_a_corrupt_config_is_refused(make_folder: MakeFolder, content: str) -> None:
     folder = make_folder()
