@@ -63,8 +63,7 @@ def artifact_trials(bench: Bench, backend: str, *, few: bool = False) -> Iterato
     session = loaded(target, base)
     station = Station(bench, bench.weights(backend, base), bench.ask(session), Precision.INT4)
     session.close()
-    if not few:
-        yield _too_coarse(bench, target, base, station.clean)
+    yield _too_coarse(bench, target, base, station.clean)
     edits = [*weight_edits(bench.checkpoint, backend), *graph_edits()]
     for number, edit in enumerate(edits):
         if few and (edit.name, edit.strength) not in _FEW:
