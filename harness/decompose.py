@@ -298,8 +298,9 @@ def reference_key(artifact: Sequence[str], checkpoint_key: str, processor: str) 
     FP32 results differ in their last bits between processors, so the processor is part of it; so is this code.
     """
     source = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "reference").glob("*.py")):
-        source.update(path.read_bytes())
+    for folder in ("reference", "streaming"):
+        for path in sorted((Path(__file__).parent / folder).glob("*.py")):
+            source.update(path.read_bytes())
     parts = [*artifact, checkpoint_key, processor, __version__, source.hexdigest()]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:24]
 

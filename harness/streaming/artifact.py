@@ -127,7 +127,8 @@ class Files:
 
     def __call__(self, rows: Tensor) -> NDArray[np.float32]:
         """`[n, V]`. Raises ResourceError where the disk has no room for it."""
-        check_disk(self._folder, rows.numel() * 4, f"the logits of {rows.shape[0]} tokens")
+        what = f"the logits of {rows.shape[0]} tokens"
+        check_disk(self._folder, rows.numel() * 4, what, "set TMPDIR (TEMP on Windows) to a folder on another disk")
         path = self._folder / f"kept-{os.getpid()}-{next(self._serial)}.npy"
         found = np.lib.format.open_memmap(path, "w+", np.float32, tuple(rows.shape))
         found[:] = rows.numpy()

@@ -48,11 +48,11 @@ def least_for_reference(layout: Layout, longest: int, *, rounded: bool) -> int:
     return _PROCESSES + 4 * ((3 if rounded else 2) * layer + between + longest * widest) + stored + scores
 
 
-def check_disk(folder: Path, needed: int, what: str) -> None:
+def check_disk(folder: Path, needed: int, what: str, other: str = "give --golden another disk") -> None:
     """Raise ResourceError where so many bytes do not fit: a mapped file that finds no room ends its process."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(
             f"{what} take {needed / 2**30:.1f} GiB; {folder} has {free / 2**30:.1f} GiB free",
-            "free space, or give --golden another disk",
+            f"free space, or {other}",
         )
