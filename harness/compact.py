@@ -95,7 +95,13 @@ class CompactRows(ReferenceRows):
             top1_agrees=agrees,
             kl_deviation=kl_deviation,
             relative_deviation=square_deviation / np.maximum(2 * rms, 1e-150) / scale,
-            entries=EntryErrors(width, looked.ravel(), 1, self.plan.even_entries(self._places).ravel()),
+            entries=EntryErrors(
+                width,
+                looked.ravel(),
+                (looked > 0).astype(np.int32).ravel(),
+                1,
+                self.plan.even_entries(self._places).ravel(),
+            ),
         )
 
     def rms_error(self, device: Logits) -> Floats:

@@ -35,11 +35,13 @@ class EntryErrors(msgspec.Struct, frozen=True):
     """How far the entries of a vocabulary are off: device less reference, after the means of both rows.
 
     `sums`, float32, are in logits: `[V]`, each entry's over `looks` positions; or, where `entries` names them, `[k]`,
-    one look at an entry each, which may be looked at more than once.
+    one look at an entry each, which may be looked at more than once. `above`: as `sums`, how many of the looks found
+    more than zero.
     """
 
     vocabulary: int
     sums: NDArray[np.float32]
+    above: NDArray[np.int32]
     looks: int = 1
     entries: Ints | None = None
 
@@ -119,21 +121,22 @@ def compare_rows(reference: Logits, device: Logits, *, entries: bool = False) ->
     n, width = reference.shape
     kl, rms, relative = np.empty(n), np.empty(n), np.empty(n)
     agrees = np.empty(n, dtype=np.bool_)
-    sums = np.zeros(width)
+    sums, above = np.zeros(width), np.zeros(width, dtype=np.int32)
     for rows in _chunks(n, width):
         ref, dev = reference[rows].astype(np.float64), device[rows].astype(np.float64)
         agrees[rows] = ref.argmax(axis=1) == dev.argmax(axis=1)
         ref -= ref.mean(axis=1, keepdims=True)
         dev -= dev.mean(axis=1, keepdims=True)
         dev -= ref  # from here on: the centred difference
+        rms[rows] = np.sqrt(np.einsum("nv,nv->n", dev, dev) / width)
         if entries:
             sums += dev.sum(axis=0)
-        rms[rows] = np.sqrt(np.einsum("nv,nv->n", dev, dev) / width)
+            above += np.count_nonzero(dev > 0, axis=0).astype(np.int32)
         scale = np.sqrt(np.einsum("nv,nv->n", ref, ref) / width)
         # A constant row has a scale of 0: its relative error is enormous, but finite.
         relative[rows] = rms[rows] / np.maximum(scale, 1e-150)
         kl[rows] = _kl_from_difference(ref, dev)
-    seen = EntryErrors(width, sums.astype(np.float32), n) if entries else None
+    seen = EntryErrors(width, sums.astype(np.float32), above, n) if entries else None
     return RowErrors(kl=kl, centred_rms=rms, centred_relative=relative, top1_agrees=agrees, entries=seen)
 
 

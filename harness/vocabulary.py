@@ -4,7 +4,8 @@ A row of the LM head is one of tens of thousands. Where its token is improbable,
 error hardly: a driver that computes the last, odd tile of the LM head wrongly passes by both. So of each entry the
 mean of the centred difference is taken over all positions where it was looked at, and held against the spread of the
 other entries that were looked at as often. Spread is the median absolute deviation, times 1.4826 as for Gaussian
-numbers: what is wrong with a few entries has no part in it.
+numbers: what is wrong with a few entries has no part in it. Nor does one wild position make an entry wrong: it must be
+off to the same side at so many of its positions that chance does not explain it.
 
 Honest errors differ from entry to entry as well: a quantised LM head has an error of its own in every row, which no
 mean takes away. They make the spread, so that a fault is seen against the golden where it is larger than
@@ -28,6 +29,9 @@ _LOOKS, _ENTRIES = 3, 128
 _MAD = 1.4826
 # Below this share of the largest a spread is the last bit of FP32 results and no measure of a runtime.
 _FLOOR, _TINY = 1e-6, 1e-12
+# Looks to one side less those to the other, in units of their standard deviation where both are as likely; of few looks
+# all must be to one side.
+_TO_ONE_SIDE = 3.0
 # Entries that a message names.
 _NAMED = 4
 
@@ -35,7 +39,8 @@ _NAMED = 4
 class Off(NamedTuple):
     """How far entries are off, in logits and in spreads, and how often each was looked at; all `[V]`.
 
-    NaN in spreads where an entry is not judged: it was hardly looked at, or too few were as often as it.
+    NaN in spreads where an entry is not judged: it was hardly looked at, or too few were as often as it. Zero where it
+    is off now to one side and now to the other.
     """
 
     logits: Floats
@@ -46,22 +51,25 @@ class Off(NamedTuple):
 def weigh(found: Sequence[EntryErrors], scale: float) -> Off:
     """How far entries are off over all of a suite's prompts; `scale`: the centred RMS of its rows, in logits."""
     width = found[0].vocabulary
-    sums, looks = np.zeros(width), np.zeros(width, dtype=np.int64)
+    sums, above, looks = np.zeros(width), np.zeros(width), np.zeros(width, dtype=np.int64)
     for one in found:
         if one.entries is None:
             sums += one.sums
+            above += one.above
             looks += one.looks
         else:
             sums += np.bincount(one.entries, weights=one.sums, minlength=width)
+            above += np.bincount(one.entries, weights=one.above, minlength=width)
             looks += np.bincount(one.entries, minlength=width)
     logits = sums / np.maximum(looks, 1)
+    to_one_side = np.abs(2 * above - looks) >= np.minimum(looks, _TO_ONE_SIDE * np.sqrt(looks))
     spreads = np.full(width, np.nan)
     for count in np.unique(looks[looks >= _LOOKS]).tolist():
         alike = looks == count
         if int(alike.sum()) >= _ENTRIES:
-            middle = np.median(logits[alike])
-            distance = np.abs(logits[alike] - middle)
-            spreads[alike] = distance / max(_MAD * float(np.median(distance)), _FLOOR * scale, _TINY)
+            distance = np.abs(logits[alike] - np.median(logits[alike]))
+            spread = max(_MAD * float(np.median(distance)), _FLOOR * scale, _TINY)
+            spreads[alike] = np.where(to_one_side[alike], distance / spread, 0.0)
     return Off(logits, spreads, looks)
 
 

@@ -95,6 +95,16 @@ def test_a_tile_of_entries_that_is_wrong_is_seen_as_a_whole(compact: bool) -> No
     assert "and 27 more" in verdict.message
 
 
+@pytest.mark.parametrize("compact", [False, True], ids=["whole", "compact"])
+@pytest.mark.parametrize("size", [0.005, 0.5])
+def test_one_wild_position_is_no_fault_of_an_entry(size: float, compact: bool) -> None:
+    device = _device(size, 0.0)
+    device[2][57, ::3] += np.float32(30 * size) * np.random.default_rng(1).normal(size=1366).astype(np.float32)
+    device[1][60, :] += np.float32(size * 400) * (np.arange(WIDTH) % 512 == 7)
+    verdict = judge_entries(_errors(device, compact=compact), LIMIT, "total")
+    assert verdict.outcome is Outcome.PASS, verdict.message
+
+
 def test_a_constant_added_to_all_rows_is_no_fault_of_any_entry() -> None:
     device = [rows + np.float32(3) for rows in _device(0.005, 0.0)]
     assert judge_entries(_errors(device, compact=False), LIMIT, "total").outcome is Outcome.PASS
@@ -112,7 +122,7 @@ def _first(errors: RowErrors, count: int) -> EntryErrors:
     found = errors.entries
     assert found is not None
     assert found.entries is not None
-    return EntryErrors(found.vocabulary, found.sums[:count], 1, found.entries[:count])
+    return EntryErrors(found.vocabulary, found.sums[:count], found.above[:count], 1, found.entries[:count])
 
 
 @settings(max_examples=20)
@@ -120,9 +130,10 @@ def _first(errors: RowErrors, count: int) -> EntryErrors:
 def test_looks_one_by_one_are_those_in_sums(seed: int, looks: int) -> None:
     generator = np.random.default_rng(seed)
     found: Any = generator.normal(size=(looks, 200)).astype(np.float32)
-    summed = weigh([EntryErrors(200, found.sum(axis=0), looks)], 1.0)
+    summed = weigh([EntryErrors(200, found.sum(axis=0), (found > 0).sum(axis=0, dtype=np.int32), looks)], 1.0)
     order = generator.permutation(looks * 200)
-    single = weigh([EntryErrors(200, found.ravel()[order], 1, (np.arange(looks * 200) % 200)[order])], 1.0)
+    mixed, entries = found.ravel()[order], (np.arange(looks * 200) % 200)[order]
+    single = weigh([EntryErrors(200, mixed, (mixed > 0).astype(np.int32), 1, entries)], 1.0)
     np.testing.assert_allclose(single.logits, summed.logits, atol=1e-6)
     np.testing.assert_array_equal(single.looks, summed.looks)
     np.testing.assert_allclose(single.spreads, summed.spreads, rtol=1e-3, atol=1e-4)
