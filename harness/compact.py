@@ -226,7 +226,9 @@ class CompactRows(ReferenceRows):
     def _total(self, chunk: _Chunk, seen: _Seen, terms: Floats) -> tuple[Floats, Floats]:
         """The sum of terms over the tail from those of the entries that were sampled, and its standard error."""
         plan, even = self.plan, self.plan.even
-        expected = even / plan.vocabulary + plan.drawn * np.exp(chunk.sampled_logits - chunk.tail[:, :1])
+        expected = even / plan.vocabulary + plan.drawn * np.exp(
+            np.minimum(chunk.sampled_logits - chunk.tail[:, :1], 0.0)
+        )
         weighed = np.where(seen.in_tail, terms / expected, 0.0)
         variance = even * weighed[:, :even].var(axis=1, ddof=1) * (1 - even / plan.vocabulary)
         variance += plan.drawn * weighed[:, even:].var(axis=1, ddof=1)
@@ -272,14 +274,17 @@ def _log_sum_exp(logits: Floats) -> Floats:
 
 
 def _excess(p: Floats, q: Floats) -> Floats:
-    """e^p (r - 1 - log r) with r = e^(q - p), for log probabilities p and q: nothing cancels, nothing overflows."""
+    """e^p (r - 1 - log r) with r = e^(q - p), for log probabilities p and q: nothing cancels, nothing overflows.
+
+    Kept tokens that the even sample meets have no probability within the tail: what is made of them is not used.
+    """
     ratio = q - p
     near = np.clip(ratio, -2.0, 2.0)
     small = np.abs(near) < 1e-4
     excess = np.where(small, near * near * (0.5 + near * (1 / 6)), np.expm1(near) - near)
     far = np.abs(ratio) > 1.0
-    weight = np.exp(p)
-    return np.where(far, np.exp(q) - weight * (1 + ratio), weight * excess)
+    weight = np.exp(np.minimum(p, 0.0))
+    return np.where(far, np.exp(np.minimum(q, 0.0)) - weight * (1 + ratio), weight * excess)
 
 
 def unpacked(stored: NDArray[Any], following: Ints, places: Places, plan: Plan) -> CompactRows:
