@@ -252,6 +252,9 @@ def open_golden(roots: Sequence[Path], checkpoint: Checkpoint, fingerprint: Fing
         raise GoldenError(
             f"{folder} is a golden of another checkpoint ({manifest.checkpoint}): {', '.join(parts)} differ", remedy
         )
+    if manifest.part:
+        number, count = manifest.part
+        raise GoldenError(f"{folder} is part {number} of {count} of a golden", "phi3-conformance golden merge")
     if manifest.suite_sha256 != suite.sha256:
         raise GoldenError(f"{folder} is stale: {suite.path} has changed since it was recorded", remedy)
     switch = switch_of(checkpoint.config)

@@ -104,6 +104,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     own_sha256: str = ""
     compact: Plan | msgspec.UnsetType = msgspec.UNSET
     """How rows are kept that are not whole. Left out of the JSON where they are: schema 1 knows nothing of it."""
+    part: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
+    """Of a golden that is recorded in parts: which of how many, counted from 1. Left out of the JSON of whole ones."""
 
     def sealed(self) -> Manifest:
         """The manifest with its own hash: SHA-256 of its JSON with the field for the hash empty."""
@@ -130,6 +132,8 @@ def check(manifest: Manifest) -> None:
             raise ValueError(f"the case {case.id!r} has near ties at tokens that it does not have")
         if case.switch and not len(case.tokens) <= case.switch < len(case.sequence):
             raise ValueError(f"the case {case.id!r} does not cross {case.switch} tokens after its prompt")
+    if manifest.part and not 1 <= manifest.part[0] <= manifest.part[1]:
+        raise ValueError(f"it is part {manifest.part[0]} of {manifest.part[1]}")
     plan = manifest.compact or None
     if (plan is None) != (manifest.schema == SCHEMA):
         raise ValueError(f"schema {manifest.schema} does not go with {'whole' if plan is None else 'compact'} rows")

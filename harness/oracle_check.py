@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ ORACLE_TOLERANCE = 1e-4
 _CHECK_ALL_PARAMETERS = 20_000_000
 _CHECK_LARGE_CASES = 2
 
-Logits = dict[str, NDArray[np.float32]]
+Logits = Mapping[str, NDArray[np.float32]]
 """`[n + m, V]` by the id of a case."""
 
 

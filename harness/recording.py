@@ -1,11 +1,9 @@
-"""Recording a golden: FP32 PyTorch in a worker, checked against the float64 oracle, written atomically."""
+"""Recording a golden: FP32 PyTorch in a worker, prompt by prompt or a layer at a time for all of them."""
 
 from __future__ import annotations
 
 import datetime
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,22 +12,21 @@ import msgspec
 import numpy as np
 import psutil
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from harness import metrics
 from harness.backend import SessionInfo
 from harness.backends.pytorch import REFERENCE_OPTIONS
-from harness.checkpoint import Checkpoint, sha256_file
+from harness.checkpoint import Checkpoint
 from harness.compact_plan import Plan
 from harness.devices import this_machine
-from harness.errors import GoldenError, ResourceError, Stage, is_full_disk
-from harness.golden import FRESH, HIDDEN, LOGITS, MANIFEST, SCHEMA, Case, File, Manifest, Noise
-from harness.golden_compact import compact_tensors, plan_of_form
-from harness.golden_manifest import COMPACT, COMPACT_SCHEMA
+from harness.errors import GoldenError, ResourceError, Stage
+from harness.golden import SCHEMA, Case, Manifest, Noise
+from harness.golden_compact import plan_of_form
+from harness.golden_parts import Part, for_hidden
+from harness.golden_writing import conclude, write_golden
 from harness.layout import Layout
 from harness.longrope import crossed, switch_of
-from harness.oracle_check import Logits, check_choices, choosing, measure_noise
+from harness.oracle_check import Logits, choosing
 from harness.prompts import Prompt, PromptSuite
 from harness.rendering import Tokenise, longest, render, split
 from harness.streamed_recording import StreamedReference
@@ -38,8 +35,6 @@ from harness.streaming.room import least_memory
 from harness.worker import Worker
 
 REFERENCE_TARGET = "pytorch:cpu:fp32"
-_HIDDEN_CASES = 3
-_HIDDEN_MAX_TOKENS = 96
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done, and of how many."""
@@ -117,27 +112,33 @@ def record_golden(
     hidden: bool = True,
     streaming: Streaming | None = None,
     form: str | None = None,
+    part: Part | None = None,
 ) -> Manifest:
     """Record the golden of a suite into the folder `out`, which is replaced as a whole when all is done.
 
     `hidden`: with the hidden states of a few prompts. `form`: see `harness.golden_compact.plan_of_form`, which also
-    says what it raises. Whatever stops it before that (an error, Ctrl-C) leaves `out` as it was. A model that does not
-    fit into memory is streamed; if that is stopped, the answers so far are kept beside `out`, and the next recording
-    goes on from them.
+    says what it raises. A `part` of the prompts has whole rows in any case, and is checked when it is merged: see
+    `harness.golden_parts`. Whatever stops it before that (an error, Ctrl-C) leaves `out` as it was. A model that does
+    not fit into memory is streamed; if that is stopped, the answers so far are kept beside `out`, and the next
+    recording goes on from them.
     """
     streaming = streaming or Streaming()
     plan = plan_of_form(checkpoint.vocabulary, form)
+    if part is not None:
+        suite = part.of(suite)
     if not must_stream(checkpoint, suite, streaming.memory):
         progress("loading the checkpoint", 0, len(suite.prompts))
         recorded = _whole(checkpoint, suite, worker, progress, trust_remote_code=trust_remote_code, hidden=hidden)
-        return _conclude(checkpoint, suite, out, recorded, progress, plan)
+        progress("checking against float64", len(suite.prompts), len(suite.prompts))
+        return _conclude(checkpoint, suite, out, recorded, plan, part)
     work = out.with_name(f"{out.name}.work")
     reference = StreamedReference(worker, checkpoint, work, progress, trust_remote_code=trust_remote_code)
     done = False
     try:
         recorded = _streamed(checkpoint, suite, reference, streaming, hidden=hidden)
         reference.release()
-        manifest = _conclude(checkpoint, suite, out, recorded, progress, plan)
+        progress("checking against float64", len(suite.prompts), len(suite.prompts))
+        manifest = _conclude(checkpoint, suite, out, recorded, plan, part)
         done = True
         return manifest
     finally:
@@ -177,8 +178,8 @@ def _whole(
     """Record with the whole model in memory, prompt by prompt."""
     info = start_reference(checkpoint, worker, trust_remote_code=trust_remote_code)
     cases: list[Case] = []
-    logits: Logits = {}
-    fresh: Logits = {}
+    logits: dict[str, NDArray[np.float32]] = {}
+    fresh: dict[str, NDArray[np.float32]] = {}
     for index, prompt in enumerate(suite.prompts):
         progress(prompt.id, index, len(suite.prompts))
         case, rows, other = _record_case(checkpoint, prompt, worker)
@@ -186,7 +187,7 @@ def _whole(
         logits[prompt.id] = rows
         if case.switch:
             fresh[prompt.id] = other
-    kept = _for_hidden(cases) if hidden else []
+    kept = for_hidden(cases) if hidden else []
     states = {case.id: _invoke(worker, "hidden_states", tokens=case.sequence) for case in kept}
     return _Recorded(info, cases, logits, fresh, states)
 
@@ -201,42 +202,19 @@ def _streamed(
         new_tokens = prompt.new_tokens if given is None else len(given)
         asked.append(Asked(prompt.id, tuple(tokens), new_tokens, None if given is None else tuple(given)))
     cases: list[Case] = []
-    logits: Logits = {}
-    fresh: Logits = {}
+    logits: dict[str, NDArray[np.float32]] = {}
+    fresh: dict[str, NDArray[np.float32]] = {}
     found = reference.answer(asked, drafting=how.drafting, drafts=how.drafts)
     for prompt, one, (continuation, forced) in zip(suite.prompts, asked, found, strict=True):
         cases.append(_case(checkpoint, prompt, list(one.tokens), continuation, forced.rows, forced.fresh))
         logits[prompt.id] = forced.rows
         if cases[-1].switch:
             fresh[prompt.id] = forced.fresh
-    kept = _for_hidden(cases) if hidden else []
+    kept = for_hidden(cases) if hidden else []
     states = reference.hidden_states([case.sequence for case in kept])
     return _Recorded(
         reference.info, cases, logits, fresh, {case.id: state for case, state in zip(kept, states, strict=True)}
     )
-
-
-def _conclude(
-    checkpoint: Checkpoint, suite: PromptSuite, out: Path, recorded: _Recorded, progress: Progress, plan: Plan | None
-) -> Manifest:
-    """Check what was recorded against the float64 oracle, and write it, compact where there is a plan."""
-    info, cases, logits, fresh, states = recorded
-    progress("checking against float64", len(cases), len(cases))
-    noise = measure_noise(checkpoint, cases, logits, fresh)
-    check_choices(checkpoint, cases, {case.id: choosing(case, logits, fresh) for case in cases}, noise)
-    cases = [_with_near_ties(case, noise) for case in cases]
-    manifest = _manifest(checkpoint, suite, cases, noise, info)
-    if plan is not None:
-        manifest = msgspec.structs.replace(manifest, schema=COMPACT_SCHEMA, compact=plan)
-    return write_golden(out, manifest, logits, states, fresh)
-
-
-def _with_near_ties(case: Case, noise: Noise) -> Case:
-    """The case with the tokens marked that rounding might have chosen otherwise."""
-    if case.given:
-        return case
-    near = tuple(i for i, margin in enumerate(case.margins) if margin <= 2 * noise.max_abs)
-    return msgspec.structs.replace(case, near_ties=near)
 
 
 def _invoke(worker: Worker, method: str, **arguments: Any) -> Any:
@@ -307,13 +285,19 @@ def _answer(checkpoint: Checkpoint, tokens: list[int], new_tokens: int, worker: 
     return begun + generate([*tokens, *begun], new_tokens - before)
 
 
-def _for_hidden(cases: Sequence[Case]) -> list[Case]:
-    return [case for case in cases if len(case.sequence) <= _HIDDEN_MAX_TOKENS][:_HIDDEN_CASES]
-
-
-def _manifest(
-    checkpoint: Checkpoint, suite: PromptSuite, cases: Sequence[Case], noise: Noise, info: SessionInfo
+def _conclude(
+    checkpoint: Checkpoint, suite: PromptSuite, out: Path, recorded: _Recorded, plan: Plan | None, part: Part | None
 ) -> Manifest:
+    """Check and write what was recorded; a part of it is written as it is, to be checked with the others."""
+    manifest = _manifest(checkpoint, suite, recorded.cases, recorded.info)
+    if part is not None:
+        manifest = msgspec.structs.replace(manifest, part=(part.number, part.count))
+        return write_golden(out, manifest, recorded.logits, recorded.states, recorded.fresh)
+    return conclude(checkpoint, out, manifest, recorded.logits, recorded.states, recorded.fresh, plan)
+
+
+def _manifest(checkpoint: Checkpoint, suite: PromptSuite, cases: Sequence[Case], info: SessionInfo) -> Manifest:
+    """The manifest of what was not yet checked."""
     return Manifest(
         schema=SCHEMA,
         checkpoint=checkpoint.name,
@@ -324,66 +308,10 @@ def _manifest(
         window=checkpoint.window,
         end_tokens=checkpoint.end_tokens,
         cases=tuple(cases),
-        noise=noise,
+        noise=Noise((), 0.0, 0.0, 0.0),
         files={},
         versions={**info.versions, "numpy": np.__version__},
         load_options=info.load_options,
         machine=this_machine(),
         recorded=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
-
-
-def write_golden(
-    out: Path, manifest: Manifest, logits: Logits, hidden: Logits, fresh: Logits | None = None
-) -> Manifest:
-    """Write all files beside `out`, then swap the folders; rows compact where the manifest has a plan for them.
-
-    Raises ResourceError on a full disk.
-    """
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process of the same number that was killed
-    try:
-        partial.mkdir(parents=True)
-        files = {}
-        for name, tensors in _files(manifest, logits, hidden, fresh or {}):
-            if tensors:
-                save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, partial / name)
-                files[name] = File(sha256_file(partial / name), (partial / name).stat().st_size)
-        manifest = msgspec.structs.replace(manifest, files=files).sealed()
-        (partial / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
-        _swap(partial, out)
-    except (OSError, SafetensorError) as error:
-        if is_full_disk(error):
-            raise ResourceError(f"the disk of {out} is full", "free space, or give --golden another disk") from None
-        raise GoldenError(f"{out} cannot be written: {error}", "give --golden a folder you may write to") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return manifest
-
-
-def _files(
-    manifest: Manifest, logits: Logits, hidden: Logits, fresh: Logits
-) -> Iterator[tuple[str, dict[str, NDArray[Any]]]]:
-    """Names and tensors."""
-    if manifest.compact:
-        yield COMPACT, dict(compact_tensors(manifest, manifest.compact, logits, fresh))
-    else:
-        yield LOGITS, dict(logits)
-    yield HIDDEN, dict(hidden)
-    if not manifest.compact:
-        yield FRESH, dict(fresh)
-
-
-def _swap(partial: Path, out: Path) -> None:
-    """Put `partial` in the place of `out`. The old one is moved away first: Windows does not rename over."""
-    old = out.with_name(f"{out.name}.old-{os.getpid()}")
-    try:
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        partial.rename(out)
-    except BaseException:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -19,11 +19,11 @@ from harness.checkpoint import Checkpoint, sha256_text
 from harness.devices import Machine
 from harness.findings import AuditReport
 from harness.golden import SCHEMA, Case, Manifest, Noise, verify_files
+from harness.golden_writing import write_golden
 from harness.options import POLICY, WAIVERS
 from harness.policy import Policy, read_policy
 from harness.prompts import PromptSuite, read_suite
 from harness.record import ArtifactRecord, CaseRecord, CheckpointRecord, RunRecord, SessionRecord, write_record
-from harness.recording import write_golden
 from harness.signoff import measure as measuring
 from harness.signoff import session as running
 from harness.signoff.candidates import Candidate, Plan

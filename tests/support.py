@@ -14,9 +14,9 @@ from harness import __version__, metrics, phi3_float64
 from harness.checkpoint import Checkpoint
 from harness.devices import this_machine
 from harness.golden import Case, Manifest, Noise
+from harness.golden_writing import write_golden
 from harness.prompts import PromptSuite
 from harness.record import CaseRecord, RunRecord
-from harness.recording import write_golden
 
 PLANTED = Path(__file__).parent / "planted"
 VOCABULARY, HIDDEN, LAYERS, HEADS, KV_HEADS, INTER = 64, 32, 2, 4, 2, 48

@@ -38,6 +38,8 @@ LAYERS = (
     ("worker_main", "worker"),
     ("golden", "discovery", "lab", "statements", "decompose"),
     ("record", "crew", "options", "audit", "rendering", "streamed_recording", "oracle_check", "golden_compact"),
+    ("golden_writing",),
+    ("golden_parts",),
     ("recording", "reference_memory", "record_schema", "diff", "waiver_check", "coverage_check"),
     ("run", "report"),
     ("preparation", "loading", "details", "exact_weights"),
@@ -52,7 +54,17 @@ LAYERS = (
     ("family",),
     ("fixtures", "marks", "parametrising", "interruptions", "alone"),
     ("outcomes", "signoff"),
-    ("cli_diff", "cli_operator", "cli_record", "cli_report", "cli_waivers", "cli_signoff", "cli_coverage"),
+    ("cli_options",),
+    (
+        "cli_diff",
+        "cli_golden",
+        "cli_operator",
+        "cli_record",
+        "cli_report",
+        "cli_waivers",
+        "cli_signoff",
+        "cli_coverage",
+    ),
     ("plugin", "cli"),
 )
 RUNTIMES = ("torch", "openvino", "onnxruntime", "onnxruntime_genai", "transformers", "optimum", "nncf")

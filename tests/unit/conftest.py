@@ -17,9 +17,9 @@ from harness.backend import SessionInfo
 from harness.checkpoint import Checkpoint, Fingerprint, open_checkpoint
 from harness.devices import Machine
 from harness.golden import SCHEMA, Case, Manifest, Noise
+from harness.golden_writing import write_golden
 from harness.prompts import PromptSuite, read_suite
 from harness.record import ArtifactRecord, CaseRecord, CheckpointRecord, RunRecord, SessionRecord
-from harness.recording import write_golden
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision
 
 settings.register_profile("unit", deadline=None)  # a busy machine is no defect

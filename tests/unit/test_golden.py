@@ -26,8 +26,8 @@ from harness.golden import (
     user_root,
     verify_files,
 )
+from harness.golden_writing import write_golden
 from harness.prompts import PromptSuite, read_suite
-from harness.recording import write_golden
 
 
 class Setup(NamedTuple):

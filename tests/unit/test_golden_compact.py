@@ -20,8 +20,8 @@ from harness.errors import GoldenError, UsageError
 from harness.golden import MANIFEST, Golden, open_golden, verify_files
 from harness.golden_compact import plan_of_form
 from harness.golden_manifest import COMPACT, COMPACT_SCHEMA, FRESH, Manifest
+from harness.golden_writing import write_golden
 from harness.prompts import PromptSuite
-from harness.recording import write_golden
 
 PLAN = Plan(vocabulary=24, top=4, even=6, drawn=5, seed=3)
 

@@ -16,9 +16,10 @@ from harness import phi3_float64, recording
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.errors import GoldenError, PromptError, ResourceError
 from harness.golden import LOGITS, MANIFEST, Case, open_golden, verify_files
+from harness.golden_writing import write_golden
 from harness.oracle_check import check_choices, measure_noise
 from harness.prompts import Length, Prompt, PromptSuite
-from harness.recording import check_memory, write_golden
+from harness.recording import check_memory
 from harness.rendering import render
 
 
