@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from harness import phi3_float64, recording
+from harness import golden_writing, phi3_float64, recording
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.errors import GoldenError, PromptError, ResourceError
 from harness.golden import LOGITS, MANIFEST, Case, open_golden, verify_files
@@ -84,7 +84,7 @@ def test_a_write_that_is_stopped_leaves_the_old_golden_and_nothing_else(
     def stop(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(recording, "save_file", stop)
+    monkeypatch.setattr(golden_writing, "save_file", stop)
     with pytest.raises(expected):
         write_golden(golden_root / "tiny", *made)
     assert _contents(golden_root) == before
@@ -98,7 +98,7 @@ def test_a_first_write_that_is_stopped_leaves_nothing(
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recording, "save_file", stop)
+    monkeypatch.setattr(golden_writing, "save_file", stop)
     root = tmp_path / "goldens"
     with pytest.raises(KeyboardInterrupt):
         write_golden(root / "tiny", *made)
