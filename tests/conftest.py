@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,13 @@ from harness.record import read_record
 from support import PLANTED, Result, Tiny, golden_of, write_checkpoint
 
 pytest_plugins = ["pytester"]
+
+# Longer than any run of a test takes.
+_MOST_SECONDS = 600.0
+
+# A shell that starts tests in the background has them ignore Ctrl-C, and so would the runs that are sent one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The suites that a test of the harness runs unless it names others: those that judge by prompts.
 SUITES = ("test_attestation", "test_greedy", "test_known_faults", "test_logits", "test_speed", "test_weights")
@@ -89,7 +97,12 @@ class Conform:
 
     def end(self, started: subprocess.Popen[str]) -> Result:
         """What came of a run that was started."""
-        output, errors = started.communicate()
+        try:
+            output, errors = started.communicate(timeout=_MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            started.kill()
+            output, errors = started.communicate()
+            pytest.fail(f"the run did not end in {_MOST_SECONDS} s:\n{output}{errors}")
         record = read_record(self._record) if self._record.is_file() else None
         return Result(started.returncode, output + errors, record)
 
