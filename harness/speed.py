@@ -21,7 +21,7 @@ LENGTHS = (16, 64, 256, 512, 1024)
 NEW_TOKENS = 17
 """Tokens that each prompt is continued by: the first, and sixteen more for the time of one."""
 # Seconds for all lengths of a target. Slow ones take longer, see `harness.stopwatch`.
-_SECONDS = 5.0
+_SECONDS = 3.0
 
 
 class Timing(msgspec.Struct, frozen=True):
