@@ -102,7 +102,7 @@ def record(
 def merge(
     roots: tuple[Path, ...], checkpoint: str, prompts: tuple[str, ...], golden: Path | None, form: str | None
 ) -> None:
-    """Put together goldens that were recorded in parts, which lie in ROOTS (where goldens are kept, by default).
+    """Put together goldens that were recorded in parts: ROOTS, or all that lie in these (by default, where goldens do).
 
     The files have the same bytes as those of one recording. Parts must come of the same versions and kind of processor.
     """
@@ -144,9 +144,13 @@ def show(folder: Path) -> None:
     click.echo(f"suite       {manifest.suite}, vocabulary {manifest.vocabulary}, window {manifest.window}")
     click.echo(f"recorded    {manifest.recorded} with {versions}")
     click.echo(f"machine     {manifest.machine.processor}, {manifest.machine.system} {manifest.machine.architecture}")
-    click.echo(
-        f"noise       centred RMS {noise.centred_rms_mean:.1e} mean, {noise.centred_rms_worst:.1e} worst (logits)"
-    )
+    if manifest.part:
+        number, count = manifest.part
+        click.echo(f"part        {number} of {count}, not yet checked against float64: phi3-conformance golden merge")
+    else:
+        click.echo(
+            f"noise       centred RMS {noise.centred_rms_mean:.1e} mean, {noise.centred_rms_worst:.1e} worst (logits)"
+        )
     if plan := manifest.compact or None:
         click.echo(
             f"form        compact, {plan.row.itemsize} bytes a position: {plan.top} likeliest tokens, "

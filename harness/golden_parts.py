@@ -28,8 +28,6 @@ HIDDEN_CASES = 3
 HIDDEN_MAX_TOKENS = 96
 """Hidden states are kept of the first few cases that are no longer than this."""
 
-Progress = Callable[[str, int, int], None]
-
 
 class Part(msgspec.Struct, frozen=True):
     """The `number`-th of `count` parts of a suite's prompts, counted from 1."""
@@ -63,8 +61,12 @@ class Part(msgspec.Struct, frozen=True):
 
 
 def find_parts(roots: Sequence[Path], suite: PromptSuite) -> list[Golden]:
-    """The parts of a suite's golden in some folders, verified. Raises GoldenError where one is missing or broken."""
-    folders = [folder for root in roots for folder in sorted(root.glob(f"{suite.name}.part-*-of-*"))]
+    """The parts of a suite's golden, verified: `roots` are parts, or the folders that they lie in.
+
+    Raises GoldenError where one is missing, broken, or there twice.
+    """
+    named = f"{suite.name}.part-*-of-*"
+    folders = [path for root in roots for path in ([root] if root.match(named) else sorted(root.glob(named)))]
     found = [verify_files(folder) for folder in folders]
     parts = {golden.manifest.part: golden for golden in found if golden.manifest.part}
     count = max((part[1] for part in parts), default=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +13,15 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from harness.backend import SessionInfo
+from harness.backend import SessionInfo, load_backend
 from harness.checkpoint import Checkpoint, Fingerprint, open_checkpoint
-from harness.devices import Machine
+from harness.devices import Machine, find_interpreter
 from harness.golden import SCHEMA, Case, Manifest, Noise
 from harness.golden_writing import write_golden
 from harness.prompts import PromptSuite, read_suite
 from harness.record import ArtifactRecord, CaseRecord, CheckpointRecord, RunRecord, SessionRecord
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision
+from harness.worker import Worker
 
 settings.register_profile("unit", deadline=None)  # a busy machine is no defect
 settings.load_profile("unit")
@@ -234,3 +235,12 @@ def make_record(
         return RunRecord(**{**fields, **changes})
 
     return make
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """A worker, not yet started, of the interpreter that has PyTorch."""
+    interpreter = find_interpreter(load_backend("pytorch"), {}, TREE)
+    made = Worker("torch", tmp_path_factory.mktemp("scratch"), interpreter=interpreter)
+    yield made
+    made.stop()

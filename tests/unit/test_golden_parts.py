@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +10,17 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from harness.backend import load_backend
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.cli import main
-from harness.devices import find_interpreter
 from harness.errors import GoldenError, UsageError
-from harness.golden import LOGITS, TREE, open_golden, verify_files
+from harness.golden import LOGITS, open_golden, verify_files
 from harness.golden_parts import Part, find_parts, merge_parts
 from harness.golden_writing import write_golden
 from harness.options import DEFAULT_CHECKPOINT, PROMPTS
 from harness.prompts import PromptSuite, read_suite
 from harness.recording import Streaming, record_golden
 from harness.worker import Worker
-
-
-def ignore(*_: object) -> None:
-    """A progress that nobody looks at."""
-
-
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    interpreter = find_interpreter(load_backend("pytorch"), {}, TREE)
-    started = Worker("parts", tmp_path_factory.mktemp("scratch"), interpreter=interpreter)
-    yield started
-    started.stop()
+from support import ignore
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +118,20 @@ def test_parts_lie_in_folders_of_their_own(split: Callable[..., Path], suite: Pr
     name = Part(1, 2).folder(root, suite).name
     (root / name).rename(root / "other" / name)
     assert [golden.manifest.part for golden in find_parts([root, root / "other"], suite)] == [(1, 2), (2, 2)]
+
+
+def test_parts_may_be_named_one_by_one(split: Callable[..., Path], suite: PromptSuite) -> None:
+    root = split()
+    folders = [Part(number, 2).folder(root, suite) for number in (2, 1)]
+    assert [golden.manifest.part for golden in find_parts(folders, suite)] == [(1, 2), (2, 2)]
+    with pytest.raises(GoldenError, match="not the parts of one golden"):
+        find_parts([root, folders[0]], suite)
+
+
+def test_a_part_is_shown_as_one(split: Callable[..., Path], suite: PromptSuite) -> None:
+    shown = CliRunner().invoke(main, ["golden", "show", str(Part(1, 2).folder(split(), suite))]).output
+    assert "part        1 of 2, not yet checked" in shown
+    assert "noise" not in shown
 
 
 def test_a_part_that_was_changed_is_refused(split: Callable[..., Path], suite: PromptSuite) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 
 from harness import phi3_float64
-from harness.backend import load_backend
 from harness.checkpoint import Checkpoint, open_checkpoint
-from harness.devices import find_interpreter
 from harness.errors import HarnessError, ResourceError, UsageError
-from harness.golden import COMPACT, TREE, Golden, verify_files
+from harness.golden import COMPACT, Golden, verify_files
 from harness.layout import Layout
 from harness.longrope import switch_of
 from harness.options import DEFAULT_CHECKPOINT, parse_size
@@ -25,6 +23,7 @@ from harness.streamed_recording import StreamedReference
 from harness.streaming.decoding import Asked
 from harness.streaming.room import check_disk, least_memory
 from harness.worker import Worker
+from support import ignore
 
 LONGROPE = {
     "max_position_embeddings": 64,
@@ -37,18 +36,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tied-with-a-head-in-blocks": {"tie_word_embeddings": True, "vocab_size": 640},
     "longrope": LONGROPE,
 }
-
-
-def ignore(*_: object) -> None:
-    """A progress that nobody looks at."""
-
-
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    interpreter = find_interpreter(load_backend("pytorch"), {}, TREE)
-    started = Worker("streaming", tmp_path_factory.mktemp("scratch"), interpreter=interpreter)
-    yield started
-    started.stop()
 
 
 @pytest.fixture(params=SHAPES)

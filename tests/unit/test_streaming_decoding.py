@@ -22,6 +22,7 @@ from harness.streaming.drafting import MOST, proposed, repeated
 from harness.streaming.feed import Step, Whole
 from harness.streaming.remaining import Remaining, in_words
 from harness.target import Precision
+from support import ignore
 
 VOCABULARY = 24
 END = 2
@@ -203,10 +204,6 @@ class Table:
 
     def stream_free(self) -> None:
         self.caches = []
-
-
-def ignore(*_: object) -> None:
-    """A progress that nobody looks at."""
 
 
 def recorded(table: Table, checkpoint: Checkpoint, work: Path, **how: Any) -> list[tuple[list[int], bytes]]:
