@@ -79,8 +79,10 @@ def judge_entries(errors: Sequence[RowErrors], limit: Limit, name: str) -> Verdi
     A suite with too few positions for any entry to be judged passes, and its numbers say of how many entries it does.
     """
     seen = [rows.entries for rows in errors if rows.entries is not None]
-    if not seen:
-        return Verdict(Outcome.PASS, {f"{name}_entries": 0.0}, {})
+    if not seen:  # every comparison gives them: without, this check would pass for ever
+        return Verdict(
+            Outcome.FAIL, {f"{name}_entries": 0.0}, {}, f"{name} error: no entry of the vocabulary was compared"
+        )
     scales = [rows.centred_rms / np.maximum(rows.centred_relative, 1e-300) for rows in errors]
     off = weigh(seen, float(np.concatenate(scales).mean()))
     judged = ~np.isnan(off.spreads)

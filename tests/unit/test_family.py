@@ -120,6 +120,25 @@ def test_a_worker_is_kept_for_the_next_member_where_nothing_speaks_against_it(ru
     run.close()
 
 
+def test_a_process_with_a_large_model_is_not_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.run._SMALL", 4 * run.settings.checkpoint.parameters() - 1)
+    session, reference = cast(Any, Idle()), cast(Any, Idle())
+    run.dismiss_for_others(TARGET, session)
+    run.dismiss_reference(reference)
+    assert not session.running
+    assert not reference.running
+    run.close()
+
+
+def test_a_small_model_s_references_and_spared_sessions_are_kept(run: Run) -> None:
+    session, reference = cast(Any, Idle()), cast(Any, Idle())
+    run.dismiss_for_others(TARGET, session)
+    run.dismiss_reference(reference)
+    assert run.hire_reference() is reference
+    assert family.member_run(run, TARGET, "phi-4-mini").take_worker(TARGET) is session
+    run.close()
+
+
 def test_a_library_that_takes_one_model_a_process_gets_one(run: Run) -> None:
     beside = family.member_run(run, TARGET, "phi-4-mini")
     worker = cast(Any, Idle())

@@ -19,7 +19,7 @@ RECORD = run_records.record(
     run_records.case("test_cache", target=A, seconds=0.5),
     run_records.case("test_logits[d]", outcome="UNSUPPORTED", target=ABSENT, seconds=9.0),
     sessions=[
-        run_records.session(A, timings=Timings(20.0, 4.0)),
+        run_records.session(A, timings=Timings(20.0, 3.5, 0.5)),
         run_records.session(B, timings=Timings(0.0, 1.5)),
     ],
 )

@@ -6,6 +6,7 @@ import functools
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -177,3 +178,11 @@ def test_a_suite_fails_by_an_entry_that_is_off_and_by_nothing_else(shift: float)
     with pytest.raises(CaseFailed, match="entry 1777 of the vocabulary is off by") as caught:
         judge.suite_logits(prompts)
     assert len(caught.value.verdict.message.splitlines()) == 3  # the target, the entry, how it was judged
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_errors_without_entries_are_no_pass(count: int) -> None:
+    errors = [msgspec.structs.replace(one, entries=None) for one in _errors(_device(0.1, 0.0), compact=False)]
+    verdict = judge_entries(errors[:count], LIMIT, "total")
+    assert verdict.outcome is Outcome.FAIL
+    assert "no entry of the vocabulary was compared" in verdict.message
