@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from harness.backend import load_backend
 from harness.checkpoint import find_checkpoint
 from harness.cli_options import CHECKPOINT, GOLDEN, SUITES, read_suites
-from harness.devices import find_interpreter, parse_interpreters
-from harness.golden import TREE, Manifest, golden_roots, open_golden, user_root, verify_files
+from harness.devices import parse_interpreters
+from harness.errors import UsageError
+from harness.golden import Manifest, golden_roots, open_golden, user_root, verify_files
 from harness.golden_compact import FORMS
+from harness.golden_hosts import Asked, record_spread
 from harness.golden_parts import Part, find_parts, merge_parts
+from harness.lab import parse_hosts
+from harness.machines import crew
 from harness.options import parse_size
 from harness.recording import Streaming, record_golden
-from harness.worker import Worker
 
 _FORM = click.option(
     "--form", type=click.Choice(FORMS), help="Keep every logit, or 2 KB a position. Default: by the vocabulary."
@@ -46,6 +49,7 @@ def golden() -> None:
 @click.option("--drafting/--no-drafting", default=True, help="Try several tokens in a pass where weights are streamed.")
 @_FORM
 @click.option("--part", metavar="K/N", help="Only every N-th prompt, from the K-th: see merge.")
+@click.option("--host", multiple=True, metavar="NAME=SPEC", help="A machine that takes its share; may be repeated.")
 def record(
     checkpoint: str,
     prompts: tuple[str, ...],
@@ -58,39 +62,40 @@ def record(
     drafting: bool,
     form: str | None,
     part: str | None,
+    host: tuple[str, ...],
 ) -> None:
     """Record the golden of a checkpoint on one or more prompt suites.
 
     A model that does not fit into memory is read from disk layer by layer, over and over. A recording that is stopped
-    goes on from its last pass when it is started again. Machines may share the work: each records a part.
+    goes on from its last pass when it is started again. Machines may share the work: each records a part, by itself
+    with --host, by hand with --part.
     """
     drafts = {case.id: case.continuation for case in verify_files(draft).manifest.cases} if draft else None
-    streaming = Streaming(parse_size(memory) if memory else None, drafting, drafts)
     found = find_checkpoint(checkpoint)
-    suites, share = read_suites(prompts), Part.parse(part) if part else None
+    share, hosts, interpreters = (
+        Part.parse(part) if part else None,
+        parse_hosts(host),
+        parse_interpreters([*interpreter]),
+    )
+    if share and hosts:
+        raise UsageError("--part and --host do not go together", "leave --part out: hosts are given theirs")
     root = golden or user_root(found, found.fingerprint())
-    python = find_interpreter(load_backend("pytorch"), parse_interpreters(list(interpreter)), TREE)
-    with tempfile.TemporaryDirectory(prefix="phi3-conformance-") as scratch:
-        worker = Worker("golden-recorder", Path(scratch), interpreter=python)
-        try:
-            for suite in suites:
-                out = share.folder(root, suite) if share else root / suite.name
-                with _progress(suite.name) as progress:
-                    manifest = record_golden(
-                        found,
-                        suite,
-                        out,
-                        worker,
-                        progress=progress,
-                        trust_remote_code=trust_remote_code,
-                        hidden=hidden,
-                        streaming=streaming,
-                        form=form,
-                        part=share,
-                    )
-                click.echo(_recorded(out, manifest))
-        finally:
-            worker.stop()
+    how: dict[str, Any] = {"trust_remote_code": trust_remote_code, "hidden": hidden, "form": form}
+    how["streaming"] = Streaming(parse_size(memory) if memory else None, drafting, drafts)
+    there = [f"--memory={memory}"] if memory else []
+    there += ["--drafting" if drafting else "--no-drafting", "--hidden" if hidden else "--no-hidden"]
+    there += ["--trust-remote-code"] * trust_remote_code
+    with crew(interpreters, hosts) as made:
+        worker = made.hire_for("golden-recorder", "pytorch")
+        for suite in read_suites(prompts):
+            out = share.folder(root, suite) if share else root / suite.name
+            with _progress(suite.name) as progress:
+                here = partial(record_golden, found, suite, worker=worker, progress=progress, **how)
+                if hosts:
+                    manifest = record_spread(made, Asked(found, suite, out, there, hidden, form), here, progress)
+                else:
+                    manifest = here(out=out, part=share)
+            click.echo(_recorded(out, manifest))
 
 
 @golden.command()

@@ -29,7 +29,7 @@ def session_record(session: TargetSession) -> SessionRecord | None:
         localisation=session.localisation,
         timings=session.timings,
         speed=session.speed,
-        peak_memory_bytes=session.peak_memory,
+        peak_memory_bytes=session.process.peak_memory,
         repeats=session.repeats,
     )
 

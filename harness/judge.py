@@ -31,6 +31,7 @@ from harness.sessions import TargetSession
 from harness.speed import Timing, judge_speed
 from harness.suspects import Suspicion, judge_suspects
 from harness.tracing import first_bad
+from harness.verdicts import both, broken, joined, with_left_out
 from harness.vocabulary import judge_entries
 from harness.words import Words
 from harness.yardstick import Decomposed, judge_implementation, judge_regret
@@ -113,7 +114,7 @@ class Judge:
         quantisation = compare.judge_logits(found.quantisation, weights, length)
         implementation = judge_implementation([found], policy.implementation_of(found.compute_class))
         total = compare.judge_logits(found.total, weights, length)
-        verdict = _joined(total, quantisation, implementation)
+        verdict = joined(total, quantisation, implementation)
         if implementation.outcome is Outcome.PASS or self.session.first_bad is not None:
             return verdict
         self.session.first_bad = first_bad(self.session, prompt)
@@ -122,22 +123,22 @@ class Judge:
     def suite_logits(self, prompts: Sequence[PromptCase]) -> None:
         """Mean KL and top-1 agreement over all positions of a suite lie within the limits."""
         found, left_out = self._of_each(prompts, self._errors)
-        broken = {key: value for key, value in found.items() if isinstance(value, Verdict)}
-        if broken:
-            self.conclude(_broken(broken))
+        failed = {key: value for key, value in found.items() if isinstance(value, Verdict)}
+        if failed:
+            self.conclude(broken(failed))
         totals = [rows.total if isinstance(rows, Decomposed) else rows for rows in found.values()]
         errors = [rows.errors for rows in totals if isinstance(rows, Rows)]
         verdict = compare.judge_suite(errors, self.limits.suite)
         apart = [one for one in found.values() if isinstance(one, Decomposed)]
         if apart:
             limits = self.policy.implementation_of(apart[0].compute_class)
-            verdict = _both(verdict, judge_implementation(apart, limits, suite=True))
+            verdict = both(verdict, judge_implementation(apart, limits, suite=True))
         entries = self.policy.entries
         if entries is not None:
-            verdict = _both(verdict, judge_entries(errors, entries.total, "total"))
+            verdict = both(verdict, judge_entries(errors, entries.total, "total"))
             own = [one.implementation.errors for one in apart]
-            verdict = _both(verdict, judge_entries(own, entries.implementation, "implementation")) if own else verdict
-        self.conclude(_with_left_out(verdict, left_out))
+            verdict = both(verdict, judge_entries(own, entries.implementation, "implementation")) if own else verdict
+        self.conclude(with_left_out(verdict, left_out))
 
     def form(self, prompt: PromptCase, tokens: Sequence[int]) -> None:
         """An answer is not empty, ends where it may and is no echo of its prompt."""
@@ -217,7 +218,7 @@ class Judge:
         left_out += len(prompts) - len(alike)
         golden = {prompt.id: prompt.case.continuation for prompt in prompts}
         matches = [tuple(tokens) == golden[prompt_id] for prompt_id, tokens in found.items()]
-        self.conclude(_with_left_out(compare.judge_agreement(matches, self.limits.suite), left_out))
+        self.conclude(with_left_out(compare.judge_agreement(matches, self.limits.suite), left_out))
 
     def _answers_alike(self, prompt: PromptCase) -> bool:
         return not prompt.case.switch or self.session.recomputes(prompt, prompt.case.continuation)
@@ -303,43 +304,6 @@ class Judge:
         texts = token_texts(self._checkpoint.path, [chosen, preferred])
         line = f"chose {texts[0]}, {who} prefers {texts[1]}"
         return msgspec.structs.replace(verdict, message=f"{line}\n{verdict.message}" if verdict.message else line)
-
-
-def _both(first: Verdict, second: Verdict) -> Verdict:
-    """Both verdicts in one, which passes where both do."""
-    failed = Outcome.FAIL in (first.outcome, second.outcome)
-    lines = "\n".join(filter(None, (first.message, second.message)))
-    numbers, limits = {**first.numbers, **second.numbers}, {**first.limits, **second.limits}
-    return Verdict(Outcome.FAIL if failed else Outcome.PASS, numbers, limits, lines)
-
-
-def _joined(total: Verdict, quantisation: Verdict, implementation: Verdict) -> Verdict:
-    """One verdict on a prompt whose total error was taken apart; the total itself is recorded and not judged."""
-    numbers = {f"quantisation_{name}": value for name, value in quantisation.numbers.items() if name != "positions"}
-    limits = {f"quantisation_{name}": value for name, value in quantisation.limits.items()}
-    lines = [f"quantisation error: {line}" for line in quantisation.message.splitlines()]
-    if lines and not implementation.message:
-        lines.append("implementation error: within its limits")
-    elif implementation.message and not lines:
-        lines.append(f"quantisation error: within its limits, mean KL {numbers['quantisation_kl_mean']:.3g} nat")
-    message = "\n".join([*implementation.message.splitlines(), *lines]) if lines else ""
-    both = _both(
-        Verdict(quantisation.outcome, {**total.numbers, **numbers}, limits),
-        Verdict(implementation.outcome, implementation.numbers, implementation.limits),
-    )
-    return msgspec.structs.replace(both, message=message)
-
-
-def _with_left_out(verdict: Verdict, left_out: int) -> Verdict:
-    """The verdict on a suite, with the number of prompts that the session could not take."""
-    if not left_out:
-        return verdict
-    return msgspec.structs.replace(verdict, numbers={**verdict.numbers, "prompts_left_out": float(left_out)})
-
-
-def _broken(broken: dict[str, Verdict]) -> Verdict:
-    lines = [f"prompt {key!r}: {verdict.message}" for key, verdict in broken.items()]
-    return Verdict(Outcome.FAIL, {"broken_prompts": float(len(broken))}, {}, "\n".join(lines))
 
 
 def _for_prompt(error: StageError, prompt: PromptCase) -> StageError:

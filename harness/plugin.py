@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from harness import __version__, alone, fixtures, marks, parametrising, soak_marks
+from harness import __version__, alone, fixtures, idle_threads, marks, parametrising, soak_marks
 from harness.devices import Machine
 from harness.discovery import RuntimeReport
 from harness.errors import HarnessError
@@ -74,6 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[STATE] = state
     config.pluginmanager.register(fixtures, "phi3-conformance-fixtures")
     config.pluginmanager.register(alone, "phi3-conformance-alone")
+    config.pluginmanager.register(idle_threads, "phi3-conformance-idle-threads")
     config.pluginmanager.register(marks, "phi3-conformance-marks")
     config.pluginmanager.register(soak_marks, "phi3-conformance-soak-marks")
     config.pluginmanager.register(parametrising, "phi3-conformance-parametrising")

@@ -1,8 +1,4 @@
-"""One target in a run: its artifact, the worker with its session, and what it answered.
-
-A session whose worker died is started again for the next case, also when it died while loading; one that
-keeps dying is given up. So is one whose device somebody else keeps.
-"""
+"""One target in a run: its artifact, its session, and what that answered; of its process see `session_worker`."""
 
 from __future__ import annotations
 
@@ -19,14 +15,7 @@ from harness.backend import Capabilities, SessionInfo
 from harness.compare import Rows, Verdict, compare_logits
 from harness.decompose import ArtifactReferences, Inference, Undecomposed
 from harness.details import Answer, answer
-from harness.errors import (
-    NotRun,
-    Stage,
-    StageError,
-    Unsupported,
-    WorkerDied,
-    WorkerTimeout,
-)
+from harness.errors import StageError, Unsupported
 from harness.exact_weights import audit_of, open_references
 from harness.findings import AuditReport
 from harness.loading import check_session, claim_device, load_session
@@ -37,15 +26,13 @@ from harness.preparation import prepare
 from harness.probes import Repeats, choose_probes
 from harness.record import Repeat, Speed, Timings
 from harness.run import PromptCase, Run
+from harness.session_worker import SessionWorker
 from harness.states import States
 from harness.stopwatch import Times
-from harness.target import DeviceKind, Evidence, Precision, Target, matches
+from harness.target import Evidence, Precision, Target, matches
 from harness.tokenization import OPERATIONS
 from harness.worker import Worker
 from harness.yardstick import Decomposed
-
-# A target whose worker has died this often is given up.
-MAX_DEATHS = 3
 
 T = TypeVar("T")
 
@@ -60,20 +47,15 @@ class TargetSession:
         self.artifact: Artifact | None = None
         self._location = ""
         self.info: SessionInfo | None = None
-        self.deaths = 0
-        self._last_death: StageError | None = None
-        self._untold: WorkerDied | None = None
-        self._worker: Worker | None = None
+        self.process = SessionWorker(run, target, self._start)
         self._known: dict[tuple[str, str, str], Any] = {}
         self._answers: dict[tuple[str, str], Answer] = {}
         self._generated: list[tuple[list[int], int]] = []
         self._repeats = Repeats()
-        self._peak_memory = 0
         self.timings: Timings | None = None
         """How long it took to prepare and to load, the first time."""
         self._evidence: Evidence | None = None
         self._last_evidence: Evidence | None = None
-        self._refused: StageError | None = None
         self._computed = False
         self._references: ArtifactReferences | None = None
         self.inference: Inference | None = None
@@ -87,18 +69,8 @@ class TargetSession:
         """Why the total error is not taken apart; empty where it is, or was not yet asked for."""
 
     def start(self) -> None:
-        """Prepare the artifact and load it. Raises StageError with the stage that failed.
-
-        A worker that dies while it loads counts as one that dies later: the error is the first case's, and
-        the next case starts another. A hang is not tried again, since a load may take half an hour to time out.
-        """
-        try:
-            self._start()
-        except WorkerDied as error:
-            if error.stage is not Stage.LOAD:
-                raise
-            self._count(error)
-            self._untold = error
+        """Prepare the artifact and load it. Raises StageError with the stage that failed, see `SessionWorker.start`."""
+        self.process.start()
 
     def _start(self) -> None:
         """Load, in a new worker.
@@ -109,21 +81,18 @@ class TargetSession:
         self._repeats.forget()
         self._known = {key: value for key, value in self._known.items() if isinstance(value, StageError)}
         began = time.monotonic()
-        self._worker = self.run.take_worker(self.target)
-        try:
-            self._load(self._worker, time.monotonic() - began)
-        except BaseException:
-            self._worker.stop()
-            raise
+        worker = self.run.take_worker(self.target)
+        starting = time.monotonic() - began
+        self.process.load(worker, lambda worker: self._load(worker, starting))
 
     def _load(self, worker: Worker, starting: float) -> None:
         settings = self.run.settings
         if self.artifact is None:
             self.run.step(f"{self.target}: preparing the artifact")
             self.artifact, self._location = prepare(self.run, self.target, worker)
-        self._refused = claim_device(worker, self.target, settings.device_wait, self.run.announce)
-        if self._refused is not None:
-            raise self._refused
+        self.process.refused = claim_device(worker, self.target, settings.device_wait, self.run.announce)
+        if self.process.refused is not None:
+            raise self.process.refused
         began = time.monotonic()
         self.run.step(f"{self.target}: loading and compiling")
         self.info = load_session(worker, self.target, self._location, self.load_options, settings)
@@ -188,12 +157,6 @@ class TargetSession:
     def repeats(self) -> tuple[Repeat, ...]:
         """How far answers to the same prompt lie from each other."""
         return tuple(self._repeats.found)
-
-    @property
-    def peak_memory(self) -> int:
-        """The most bytes that a process of this session has held so far, 0 where they cannot be counted."""
-        self._peak_memory = max(self._peak_memory, self._worker.peak_memory if self._worker is not None else 0)
-        return self._peak_memory
 
     def references(self) -> ArtifactReferences | None:
         """The references on the artifact's exact weights; None where there are none, and `undecomposed` says why."""
@@ -267,21 +230,16 @@ class TargetSession:
 
     @property
     def alive(self) -> bool:
-        """Whether its process is there and would answer, so that it can be left clean.
-
-        One that has ended is replaced at the next call. One that Ctrl-C was pressed on still computes: to ask it for
-        anything would wait for that, and take the answer to the one call for that to the other.
-        """
-        return self._worker is not None and self._worker.listening
+        """See `SessionWorker.alive`."""
+        return self.process.alive
 
     def rest(self) -> None:
-        """Let go of the device, for another session of ours; the session is loaded again at the next call.
+        """See `SessionWorker.rest`."""
+        self.process.rest()
 
-        A CPU is shared, and its session stays.
-        """
-        if self.kind is not DeviceKind.CPU and self._worker is not None:
-            self._peak_memory = self.peak_memory
-            self._worker.stop()
+    def restart(self, *, spare_the_old: bool = False) -> None:
+        """See `SessionWorker.restart`."""
+        self.process.restart(spare_the_old=spare_the_old)
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -289,24 +247,12 @@ class TargetSession:
         given = {"target": str(self.target), "options": self.load_options}
         return {"artifact": self._location, "trust_remote_code": self.run.settings.trust_remote_code, **given}
 
-    def restart(self, *, spare_the_old: bool = False) -> None:
-        """End its process, or spare it for a run beside this one, and load in a new one. Raises what `call` raises."""
-        if self._worker is not None:
-            self._peak_memory = self.peak_memory
-            if spare_the_old:
-                self.run.dismiss_for_others(self.target, self._worker)
-            else:
-                self._worker.stop()
-        self._restart()
-
     def close(self) -> None:
         """Stop the workers."""
         if self._references is not None:
             self._references.close()
             self._references = None
-        if self._worker is not None:
-            self.run.dismiss(self.target, self._worker)
-            self._worker = None
+        self.process.close()
 
     def _open_references(self) -> ArtifactReferences:
         """Raises Undecomposed."""
@@ -362,38 +308,7 @@ class TargetSession:
 
         Raises StageError(run), Unsupported where the session cannot do that, NotRun where the target was given up.
         """
-        if self._untold is not None:
-            untold, self._untold = self._untold, None
-            raise untold
-        if self._worker is None or not self._worker.running:
-            self._restart()
-        assert self._worker is not None
-        try:
-            value = self._worker.call(Stage.RUN, operation, **arguments)
-        except (WorkerDied, WorkerTimeout) as error:
-            self._count(error)
-            raise
+        value = self.process.call(operation, **arguments)
         if operation != "evidence" and operation not in OPERATIONS:  # a tokenizer has no part of the device
             self._computed, self._evidence = True, None
         return value
-
-    def _restart(self) -> None:
-        if self.target.host is not None:  # a lost host is an error each time, and no crash of the target's
-            self.run.crew.lab.check(self.target.host, Stage.RUN)
-        if self._refused is not None:  # each case would wait as long again
-            raise self._refused
-        if self.deaths >= MAX_DEATHS and self._last_death is not None:
-            last = self._last_death.problem.splitlines()[0]
-            raise NotRun(
-                f"{self.target} was given up after its worker had died {self.deaths} times, the last time so: {last}",
-                self._last_death.remedy,
-            )
-        try:
-            self._start()
-        except (WorkerDied, WorkerTimeout) as error:
-            self._count(error)
-            raise
-
-    def _count(self, error: StageError) -> None:
-        self.deaths += 1
-        self._last_death = error

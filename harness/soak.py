@@ -228,7 +228,7 @@ def _fed(session: TargetSession, text: Text) -> NDArray[np.float32]:
 
 def _kill(session: TargetSession, text: Text) -> None:
     """Have the process killed while it computes. Raises StageError(run) where it outlives that."""
-    deaths = session.deaths
+    deaths = session.process.deaths
     session.call("end_abruptly", seconds=_KILL_SECONDS)
     try:
         for _ in range(_KILL_TRIES):
@@ -237,7 +237,7 @@ def _kill(session: TargetSession, text: Text) -> None:
     except WorkerDied as error:
         if sys.platform != "win32" and "signal SIGKILL" not in error.problem:
             raise  # it died of something else
-        session.deaths = deaths  # it was told to die
+        session.process.deaths = deaths  # it was told to die
         return
     raise StageError(Stage.RUN, f"{session.target} outlived being killed")
 

@@ -93,15 +93,9 @@ class State:
         return self.backends[target.backend].devices[target.base_device]
 
     def device_group(self, target: Target) -> str:
-        """What must not be used twice at once: an NPU or the GPUs of a machine; a CPU target shares with all others.
-
-        Unless its runtime's threads wait busily: two such on the same processors each take several times as long.
-        """
+        """What must not be used twice at once: an NPU or the GPUs of a machine; a CPU target shares with all others."""
         kind = self.kind(target)
-        if kind is DeviceKind.CPU and not getattr(self.backends[target.backend], "waits_busily", False):
-            return str(target)
-        backend = f"{target.backend}:" if kind is DeviceKind.CPU else ""
-        return f"{backend}{kind.value}:{target.host or ''}"
+        return str(target) if kind is DeviceKind.CPU else f"{kind.value}:{target.host or ''}"
 
     def suites(self) -> tuple[PromptSuite, ...]:
         """The suites of --prompts, or those that come with the project."""

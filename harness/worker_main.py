@@ -42,6 +42,7 @@ from harness.errors import HarnessError, Unsupported
 from harness.operators.bench import Operators
 from harness.orphans import PARENT, die_with, lead_group
 from harness.outpost import Outpost
+from harness.part_recorder import PartRecorder
 from harness.products import GivesProducts
 from harness.reference_operations import References
 from harness.states import GivesStates
@@ -197,6 +198,7 @@ class Host:
         wear = Endurance(self._opened, self._loaded, self._watched)
         self._others = (
             Outpost(),
+            PartRecorder(),
             steps,
             Tokenization(self._loaded),
             single,

@@ -55,8 +55,6 @@ class PyTorchBackend:
     distributions = ("torch", "transformers")
     install = "python -m pip install -e .[pytorch]"
     devices: Mapping[str, DeviceKind] = _KINDS
-    waits_busily = True
-    """OpenMP's threads spin between operators: test_prompt_lengths took 90 s beside another of these, 7 s alone."""
 
     def __init__(self) -> None:
         self._threads: int | None = None

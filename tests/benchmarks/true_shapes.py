@@ -1,7 +1,7 @@
 """Checkpoints of the published models' true shapes, and the whole way through this project with them.
 
     python tests/benchmarks/true_shapes.py make NAME FOLDER [--layers N]
-    python tests/benchmarks/true_shapes.py chain [NAME ...] [--layers N] [--targets GLOB ...] [--memory SIZE]
+    python tests/benchmarks/true_shapes.py chain [NAME ...] [--layers N|all] [--targets GLOB ...] [--suites ...] [--memory SIZE]
 
 `make` writes a checkpoint of random weights, seeded, in BF16 and in shards as the published one is. `chain` makes one,
 cut to `--layers` (2) of its layers with their true widths, and for each records a golden in as little memory as
@@ -19,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.checkpoint import open_checkpoint
 from harness.golden import TREE
@@ -45,11 +47,12 @@ def main() -> None:
     made.add_argument("--layers", type=int, default=None)
     chain = commands.add_parser("chain")
     chain.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
-    chain.add_argument("--layers", type=int, default=2)
+    chain.add_argument("--layers", type=_layers, default=2, help="how many, or all; 2 by default")
     chain.add_argument("--targets", action="append", default=[])
     chain.add_argument("--golden-only", action="store_true", help="record and verify, and judge nothing")
     chain.add_argument("--memory", default=None, help="what a golden and a reference may take; the least by default")
     chain.add_argument("--new-tokens", type=int, default=4)
+    chain.add_argument("--suites", nargs="+", choices=_SUITES, default=_SUITES, help="what targets are judged in")
     options = parser.parse_args()
     if options.command == "make":
         total = make(options.folder, options.name, layers=options.layers)
@@ -59,33 +62,49 @@ def main() -> None:
     if not set(names) <= set(NAMES):
         parser.error(f"models are {', '.join(NAMES)}")
     targets = [] if options.golden_only else options.targets or ["openvino:cpu:int4"]
-    right = [_chain(name, options.layers, targets, options.memory, options.new_tokens) for name in names]
+    asked = Asked(options.layers, targets, options.memory, options.new_tokens, options.suites)
+    right = [_chain(name, asked) for name in names]
     sys.exit(0 if all(right) else 1)
 
 
-def _chain(name: str, layers: int, targets: list[str], memory: str | None, new_tokens: int) -> bool:
+class Asked(NamedTuple):
+    """How far the way is: layers, targets, memory as `--memory` takes it, new tokens, test files without `.py`."""
+
+    layers: int | None
+    targets: list[str]
+    memory: str | None
+    new_tokens: int
+    suites: Sequence[str]
+
+
+def _chain(name: str, asked: Asked) -> bool:
     """The whole way with one model; whether every step ended well and every case that ran passed."""
     with tempfile.TemporaryDirectory(dir=Path.home()) as root:  # /tmp may be memory
         folder = Path(root)
         checkpoint, suite, golden = folder / name, folder / "few.jsonl", folder / "golden"
-        total = make(checkpoint, name, layers=layers)
-        write_prompts(suite, _TEXTS, new_tokens)
-        least, of_reference = (memory, memory) if memory else _least(checkpoint, new_tokens)
-        said = f"{name}, {layers} layers: {total / 1e6:.0f} million weights; --memory {least}, then {of_reference}"
+        total = make(checkpoint, name, layers=asked.layers)
+        write_prompts(suite, _TEXTS, asked.new_tokens)
+        least, of_reference = (asked.memory, asked.memory) if asked.memory else _least(checkpoint, asked.new_tokens)
+        layers = f"{asked.layers} layers" if asked.layers else "all layers"
+        said = f"{name}, {layers}: {total / 1e6:.0f} million weights; --memory {least}, then {of_reference}"
         print(said, flush=True)
         where = [f"--checkpoint={checkpoint}", f"--prompts={suite}", f"--golden={golden}"]
         command = [sys.executable, "-m", "harness.cli", "golden"]
         right = _run("golden record", [*command, "record", *where, "--memory", least], folder)
         right = right and _run("golden verify", [*command, "verify", *where], folder)
-        for target in targets if right else ():
+        for target in asked.targets if right else ():
             record = folder / "record.json"
             record.unlink(missing_ok=True)
             judge = [sys.executable, "-m", "pytest", "-c", str(TREE / "pyproject.toml"), *where, f"--targets={target}"]
             judge += [f"--memory={of_reference}", f"--record={record}", "-p", "no:cacheprovider", "-q"]
-            judge += [str(TREE / "conformance" / f"{suite}.py") for suite in _SUITES]
+            judge += [str(TREE / "conformance" / f"{suite}.py") for suite in asked.suites]
             right &= _run(f"pytest {target}", judge, folder)
             _tell(record)
         return right
+
+
+def _layers(text: str) -> int | None:
+    return None if text == "all" else int(text)
 
 
 def _least(checkpoint: Path, new_tokens: int) -> tuple[str, str]:
