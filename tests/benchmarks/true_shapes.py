@@ -1,7 +1,7 @@
 """Checkpoints of the published models' true shapes, and the whole way through this project with them.
 
     python tests/benchmarks/true_shapes.py make NAME FOLDER [--layers N]
-    python tests/benchmarks/true_shapes.py chain [NAME ...] [--layers N|all] [--targets GLOB] [--suites ...] [--memory N]
+    python tests/benchmarks/true_shapes.py chain [NAME ...] [--layers N|all] [--targets T] [--suites ...] [--memory N]
 
 `make` writes a checkpoint of random weights, seeded, in BF16 and in shards as the published one is. `chain` makes one,
 cut to `--layers` (2) of its layers with their true widths, and for each records a golden in as little memory as
