@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,8 @@ _OTHERWISE = {4: 0.15, 8: 0.01}
 _OTHERWISE_MOST = 0.125
 # From this share of groups on, the tensor as a whole is what is wrong.
 _MOST = 0.25
+# More of them wait for memory.
+_THREADS = min(4, os.cpu_count() or 1)
 
 
 class Method(msgspec.Struct, frozen=True):
@@ -128,11 +133,12 @@ def judge_quantised(stored: Stored, content: Quantised, weight: TensorRows, meth
     """Codes must be those of the checkpoint on the artifact's own grid, and the grid one that the method chooses."""
     if content.bits > 4 and not method.repeated:
         method = Method()  # exporters search and move codes of four bits only, but for k-quant
-    parts = [
-        audit_grid.measure(content, weight[rows], rows, rounded, repeat=method.repeated)
-        for rows in audit_grid.chunks(content.codes)
-    ]
-    grid = audit_grid.join(parts)
+
+    def measured(rows: slice) -> audit_grid.Grid:
+        return audit_grid.measure(content, weight[rows], rows, rounded, repeat=method.repeated)
+
+    with ThreadPoolExecutor(_THREADS) as pool:  # NumPy lets go of the interpreter while it computes
+        grid = audit_grid.join(list(pool.map(measured, audit_grid.chunks(content.codes))))
     rule, share = audit_grid.nearest_rule(grid)
     codes = moved_too_far(grid, content.group) if method.moved else grid.beyond > 0
     ratio = grid.rules[rule]

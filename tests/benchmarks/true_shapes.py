@@ -5,7 +5,8 @@
 
 `make` writes a checkpoint of random weights, seeded, in BF16 and in shards as the published one is. `chain` makes one,
 cut to `--layers` (2) of its layers with their true widths, and for each records a golden in as little memory as
-streaming takes, verifies it, and judges the targets by it: logits, greedy answers, the three errors and the weights. It
+streaming takes, verifies it, and judges the targets by it: logits, greedy answers, the three errors and the weights.
+With `--perturbed` it is recorded with whole rows, too, and held against itself with noise, see `perturbed.py`. It
 prints time and memory of each step and how the cases came out. Memory is RssAnon of all processes, see `full_size.py`.
 Linux only. Needs `.tox/runtime`, where the workers run. It takes minutes a model and up to 20 GB of disk below the home
 folder.
@@ -24,13 +25,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.checkpoint import open_checkpoint
-from harness.golden import TREE
+from harness.golden import MANIFEST, TREE, verify_files
 from harness.layout import Layout
 from harness.record import read_record
 from harness.streaming.room import least_for_reference, least_memory
 
 sys.path.insert(0, str(TREE / "tests"))  # run as a script, this has its own folder there
 from benchmarks.full_size import Cost, Meter
+from benchmarks.perturbed import tell
 from published_shapes import NAMES, make, write_prompts
 
 _TEXTS = ("The quick brown fox jumps over the lazy dog", "Rain, and a hare")
@@ -50,6 +52,7 @@ def main() -> None:
     chain.add_argument("--layers", type=_layers, default=2, help="how many, or all; 2 by default")
     chain.add_argument("--targets", action="append", default=[])
     chain.add_argument("--golden-only", action="store_true", help="record and verify, and judge nothing")
+    chain.add_argument("--perturbed", action="store_true", help="hold the golden against itself with noise")
     chain.add_argument("--memory", default=None, help="what a golden and a reference may take; the least by default")
     chain.add_argument("--new-tokens", type=int, default=4)
     chain.add_argument("--suites", nargs="+", choices=_SUITES, default=_SUITES, help="what targets are judged in")
@@ -62,19 +65,23 @@ def main() -> None:
     if not set(names) <= set(NAMES):
         parser.error(f"models are {', '.join(NAMES)}")
     targets = [] if options.golden_only else options.targets or ["openvino:cpu:int4"]
-    asked = Asked(options.layers, targets, options.memory, options.new_tokens, options.suites)
+    asked = Asked(options.layers, targets, options.memory, options.new_tokens, options.suites, options.perturbed)
     right = [_chain(name, asked) for name in names]
     sys.exit(0 if all(right) else 1)
 
 
 class Asked(NamedTuple):
-    """How far the way is: layers, targets, memory as `--memory` takes it, new tokens, test files without `.py`."""
+    """How far the way is: layers, targets, memory as `--memory` takes it, new tokens, test files without `.py`.
+
+    `perturbed`: whether the golden is held against itself with noise.
+    """
 
     layers: int | None
     targets: list[str]
     memory: str | None
     new_tokens: int
     suites: Sequence[str]
+    perturbed: bool
 
 
 def _chain(name: str, asked: Asked) -> bool:
@@ -92,6 +99,10 @@ def _chain(name: str, asked: Asked) -> bool:
         command = [sys.executable, "-m", "harness.cli", "golden"]
         right = _run("golden record", [*command, "record", *where, "--memory", least], folder)
         right = right and _run("golden verify", [*command, "verify", *where], folder)
+        if right and asked.perturbed:
+            whole = [*where[:2], f"--golden={folder / 'whole'}", "--form=full", "--memory", least]
+            right = _run("golden record --form full", [*command, "record", *whole], folder)
+            right = right and tell(*(verify_files(_only(folder / form)) for form in ("whole", "golden")))
         for target in asked.targets if right else ():
             record = folder / "record.json"
             record.unlink(missing_ok=True)
@@ -101,6 +112,12 @@ def _chain(name: str, asked: Asked) -> bool:
             right &= _run(f"pytest {target}", judge, folder)
             _tell(record)
         return right
+
+
+def _only(root: Path) -> Path:
+    """The one suite's golden below a folder."""
+    (manifest,) = root.rglob(MANIFEST)
+    return manifest.parent
 
 
 def _layers(text: str) -> int | None:
