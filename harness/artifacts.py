@@ -15,7 +15,7 @@ import filelock
 import msgspec
 
 from harness.backend import Recipe
-from harness.cache import cache_root
+from harness.cache import FREE_SPACE, cache_root, mark_used
 from harness.checkpoint import Checkpoint, cached_sha256
 from harness.errors import HarnessError, ResourceError, Stage, StageError, is_full_disk
 
@@ -103,6 +103,7 @@ def ensure_exported(
                 seconds = time.monotonic() - began
         if _measure(folder) != (manifest.sha256, manifest.bytes):
             raise StageError(Stage.PREPARE, f"{folder} was changed after it was exported", "delete the folder")
+    mark_used(folder)
     return Artifact(
         folder, "exported", recipe.name, manifest.sha256, manifest.bytes, manifest.versions, manifest.command, seconds
     )
@@ -161,9 +162,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         if is_full_disk(error):
-            raise ResourceError(
-                f"the disk of {folder.parent} is full", "free space, or set PHI3_CONFORMANCE_CACHE to another disk"
-            ) from None
+            raise ResourceError(f"the disk of {folder.parent} is full", FREE_SPACE) from None
         raise StageError(Stage.PREPARE, f"{folder}: {error}", "check the folder's rights") from None
 
 

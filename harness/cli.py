@@ -16,6 +16,7 @@ from harness.audit import audit as audit_weights
 from harness.audit import to_json
 from harness.backend import load_backend
 from harness.checkpoint import find_checkpoint
+from harness.cli_cache import cache
 from harness.cli_coverage import coverage
 from harness.cli_diff import diff
 from harness.cli_golden import golden as golden_commands
@@ -68,6 +69,7 @@ def main() -> None:
     """Conformance and correctness harness for Phi-3 on AI PCs."""
 
 
+main.add_command(cache)
 main.add_command(coverage)
 main.add_command(diff)
 main.add_command(golden_commands)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from harness.cache import cache_root
+from harness.cache import FREE_SPACE, cache_root, mark_used
 from harness.checkpoint import cached_sha256, sha256_file
 from harness.errors import ResourceError, UsageError, is_full_disk
 
@@ -78,6 +78,7 @@ class Depot:
                 self._link(entries, folder)
         for entry in entries:
             self._check(folder, entry)
+        mark_used(folder)
         return folder
 
     def _link(self, entries: Sequence[Entry], folder: Path) -> None:
@@ -121,9 +122,7 @@ class Depot:
             yield
         except OSError as error:
             if is_full_disk(error):
-                raise ResourceError(
-                    f"the disk of {self._root} is full", "free space, or set PHI3_CONFORMANCE_CACHE to another disk"
-                ) from None
+                raise ResourceError(f"the disk of {self._root} is full", FREE_SPACE) from None
             if isinstance(error, FileNotFoundError):
                 raise UsageError(f"a file that was to be here is not: {error.filename}", "run again") from None
             raise

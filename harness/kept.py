@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from harness.cache import mark_used
+
 Arrays = dict[str, NDArray[Any]]
 
 # Answers kept in memory: the probes of an inference are asked for once a candidate, a prompt's a few times in a row.
@@ -24,6 +26,7 @@ class Kept:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        mark_used(folder)
         self._held: dict[str, Arrays] = {}
 
     def __contains__(self, name: str) -> bool:

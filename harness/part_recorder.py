@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from harness.cache import cache_root
+from harness.cache import cache_root, mark_used
 from harness.errors import UsageError
 from harness.last_words import WorkerLog
 
@@ -37,6 +37,7 @@ class PartRecorder:
         key = hashlib.sha256("\0".join((checkpoint, prompts, part, *options)).encode()).hexdigest()[:16]
         self._folder = cache_root() / "parts" / key
         self._folder.mkdir(parents=True, exist_ok=True)
+        mark_used(self._folder)
         command = [sys.executable, "-m", "harness.exporter_main", "harness.cli", "golden", "record"]
         command += [f"--checkpoint={checkpoint}", f"--prompts={prompts}", f"--golden={self._folder}", f"--part={part}"]
         with (self._folder / _LOG).open("wb") as log:

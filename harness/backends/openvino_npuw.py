@@ -21,7 +21,7 @@ from typing import Any
 
 from harness.arithmetic import Arithmetic, CachePrecision, Weights, caches_up_to
 from harness.backend import Capabilities
-from harness.cache import cache_root
+from harness.cache import cache_root, mark_used
 from harness.target import DeviceKind, Evidence, EvidenceLevel, Precision
 
 REHEARSAL = "npuw-cpu"
@@ -167,4 +167,6 @@ def compile_cache(core: Any, version: str, base_device: str) -> Path | None:
                 return None
             parts.append(str(value))
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    return cache_root() / "compiled" / f"openvino-{base_device}-{name}"
+    folder = cache_root() / "compiled" / f"openvino-{base_device}-{name}"
+    mark_used(folder)
+    return folder
