@@ -65,9 +65,11 @@ class _Suspect(Phi3):
     def forward(self, sequence: TokenSequence, arithmetic: Arithmetic, keep: Callable[[Tensor], None]) -> Forward:
         return Forward(self, sequence, _Faulty(arithmetic, self._fault), keep)
 
-    def _layer(self, layer: int, *given: Any) -> list[Tensor]:
+    def _layer(self, layer: int, sequences: Sequence[TokenSequence], states: list[Tensor], *given: Any) -> list[Tensor]:
         self._now = layer
-        return super()._layer(layer, *given)
+        if layer == self._fault.get("scaled_from"):
+            states = [state * self._fault["stream"] for state in states]
+        return super()._layer(layer, sequences, states, *given)
 
     def _visible(self, n: int) -> Tensor:
         window = self._window
@@ -113,6 +115,11 @@ def suspects(config: Mapping[str, Any], arithmetic: Arithmetic) -> Iterator[Susp
     yield Suspect("rotary angles in BF16", {"angles": lambda a: a.to(torch.bfloat16).to(torch.float32)})
     yield Suspect("10 times the epsilon", {"epsilon": 10.0})
     yield Suspect("GELU for SiLU", {"activation": torch.nn.functional.gelu})
+    layers = int(config["num_hidden_layers"])
+    # What is scaled from a layer on is scaled from the next but for one layer's share: of many a few are near enough.
+    for layer in range(layers) if layers <= _MOST_LAYERS else [layers * quarter // 4 for quarter in range(4)]:
+        fault = {"stream": 1.01, "scaled_from": layer}
+        yield Suspect(f"a residual stream 1 % larger from layer {layer} on", fault, sized=True)
     if arithmetic.cache is not CachePrecision.U8:
         yield Suspect("a cache in 8 bits", {"coarse_cache": True})
     if not config.get("sliding_window"):
@@ -120,7 +127,6 @@ def suspects(config: Mapping[str, Any], arithmetic: Arithmetic) -> Iterator[Susp
     yield Suspect("a window one position longer", {"window": lambda size: size + 1}, far=True)
     yield Suspect("a window one position shorter", {"window": lambda size: size - 1}, far=True)
     yield Suspect("no window", {"window": _removed}, far=True)
-    layers = int(config["num_hidden_layers"])
     if layers <= _MOST_LAYERS:
         for layer in range(layers):
             yield Suspect(f"no window in layer {layer}", {"window": _removed, "layer": layer}, far=True)

@@ -114,6 +114,8 @@ def _structure() -> Iterator[Named]:
     yield "layers exchanged", "2 and 3", Fault(order=lambda k: ({2: 3, 3: 2}.get(k, k),))
     for share in (1, 0.1):
         yield "residual stream scaled", f"{share} % at layer 3", Fault(tap=_scaled_stream(1 + share / 100))
+    for layer in (1, 4):
+        yield "residual stream scaled", f"1 % after layer {layer}", Fault(tap=_scaled_stream(1.01, f"{layer}.mlp"))
     yield "garbage at one position", "layer 2", Fault(tap=_garbage)
     for share in (5, 1, 0.1):
         yield "weights read with noise", f"{share} %, one tensor", Fault(weights=lambda w, s=share: _noisy(w, s / 100))
@@ -235,8 +237,8 @@ def _cut(x: Tensor, count: int) -> Tensor:
     return x
 
 
-def _scaled_stream(factor: float) -> Tap:
-    return lambda index, place, x: x * factor if place == "model.layers.3.self_attn" else None
+def _scaled_stream(factor: float, sublayer: str = "3.self_attn") -> Tap:
+    return lambda index, place, x: x * factor if place == f"model.layers.{sublayer}" else None
 
 
 def _garbage(index: int, place: str, x: Tensor) -> Tensor | None:
