@@ -206,7 +206,9 @@ def localise(
     state = State(options, lambda line: click.echo(line, err=True))
     try:
         state.check()
-        session = TargetSession(state.run(), _one(state.targets()))
+        asked = _one(state.targets())
+        machines.check_device(state.run().crew, asked)
+        session = TargetSession(state.run(), asked)
         session.start()
         found = trace(session, _choose(state, prompt_id))
         session.close()

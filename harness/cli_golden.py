@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from harness.checkpoint import find_checkpoint
+from harness.checkpoint import Checkpoint, find_checkpoint
 from harness.cli_options import CHECKPOINT, GOLDEN, SUITES, read_suites
 from harness.devices import parse_interpreters
 from harness.errors import UsageError
@@ -23,7 +23,7 @@ from harness.golden_parts import Part, find_parts, merge_parts
 from harness.lab import parse_hosts
 from harness.machines import crew
 from harness.options import parse_size
-from harness.recording import Streaming, record_golden
+from harness.recording import Streaming, must_stream, record_golden
 
 _FORM = click.option(
     "--form", type=click.Choice(FORMS), help="Keep every logit, or 2 KB a position. Default: by the vocabulary."
@@ -45,6 +45,9 @@ def golden() -> None:
 @click.option(
     "--memory", metavar="SIZE", default=None, help="What recording may take, e.g. 6GB. Default: what is free."
 )
+@click.option(
+    "--streamed/--whole", default=None, help="Read the weights layer by layer, or hold them. Default: by the memory."
+)
 @click.option("--draft", type=click.Path(path_type=Path), help="Another build's golden, whose answers are tried first.")
 @click.option("--drafting/--no-drafting", default=True, help="Try several tokens in a pass where weights are streamed.")
 @_FORM
@@ -58,6 +61,7 @@ def record(
     trust_remote_code: bool,
     hidden: bool,
     memory: str | None,
+    streamed: bool | None,
     draft: Path | None,
     drafting: bool,
     form: str | None,
@@ -70,8 +74,8 @@ def record(
     goes on from its last pass when it is started again. Machines may share the work: each records a part, by itself
     with --host, by hand with --part.
     """
-    drafts = {case.id: case.continuation for case in verify_files(draft).manifest.cases} if draft else None
     found = find_checkpoint(checkpoint)
+    drafts = _drafts(draft, found) if draft else None
     share, hosts, interpreters = (
         Part.parse(part) if part else None,
         parse_hosts(host),
@@ -81,7 +85,7 @@ def record(
         raise UsageError("--part and --host do not go together", "leave --part out: hosts are given theirs")
     root = golden or user_root(found, found.fingerprint())
     how: dict[str, Any] = {"trust_remote_code": trust_remote_code, "hidden": hidden, "form": form}
-    how["streaming"] = Streaming(parse_size(memory) if memory else None, drafting, drafts)
+    most = parse_size(memory) if memory else None
     there = [f"--memory={memory}"] if memory else []
     there += ["--drafting" if drafting else "--no-drafting", "--hidden" if hidden else "--no-hidden"]
     there += ["--trust-remote-code"] * trust_remote_code
@@ -89,10 +93,13 @@ def record(
         worker = made.hire_for("golden-recorder", "pytorch")
         for suite in read_suites(prompts):
             out = share.folder(root, suite) if share else root / suite.name
+            alike = must_stream(found, suite, most) if hosts and streamed is None else streamed
+            how["streaming"] = Streaming(most, alike, drafting, drafts)
             with _progress(suite.name) as progress:
                 here = partial(record_golden, found, suite, worker=worker, progress=progress, **how)
                 if hosts:
-                    manifest = record_spread(made, Asked(found, suite, out, there, hidden, form), here, progress)
+                    asked = Asked(found, suite, out, there, bool(alike), hidden, form)
+                    manifest = record_spread(made, asked, here, progress)
                 else:
                     manifest = here(out=out, part=share)
             click.echo(_recorded(out, manifest))
@@ -165,6 +172,18 @@ def show(folder: Path) -> None:
     for case in manifest.cases:
         ended = "yes" if case.ended else "no"
         click.echo(f"{case.id:32} {len(case.tokens):6} {len(case.continuation):4} {ended:>6} {min(case.margins):13.3g}")
+
+
+def _drafts(draft: Path, checkpoint: Checkpoint) -> dict[str, Sequence[int]]:
+    """Answers of another build by prompt. Raises GoldenError; UsageError where its tokens are others."""
+    manifest = verify_files(draft).manifest
+    if manifest.vocabulary != checkpoint.vocabulary:
+        raise UsageError(
+            f"--draft {draft} has a vocabulary of {manifest.vocabulary}, {checkpoint.name} one of "
+            f"{checkpoint.vocabulary}: its tokens are others",
+            "give a golden of another build of the same model",
+        )
+    return {case.id: case.continuation for case in manifest.cases}
 
 
 def _recorded(out: Path, manifest: Manifest) -> str:

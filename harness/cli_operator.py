@@ -10,7 +10,7 @@ import click
 from harness import machines
 from harness.compare import Outcome
 from harness.devices import parse_interpreters
-from harness.errors import Stage, UsageError
+from harness.errors import Stage
 from harness.lab import parse_hosts
 from harness.operators.case import parse_case
 from harness.target import Target
@@ -30,8 +30,7 @@ def operator(target: str, case: str, interpreter: tuple[str, ...], host: tuple[s
 
     asked, parsed = Target.parse(target), parse_case(case)
     with machines.crew(parse_interpreters(list(interpreter)), parse_hosts(host)) as crew:
-        if asked.backend not in crew.backends:
-            raise UsageError(f"no backend {asked.backend!r} is registered", f"one of {', '.join(crew.backends)}")
+        machines.check_device(crew, asked)
         worker = crew.take(asked)
 
         def call(operation: str, **arguments: Any) -> Any:

@@ -17,7 +17,8 @@ checkpoint and the prompts of the run.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from harness.checkpoint import Checkpoint, Fingerprint, cached_sha256
 from harness.compact import CompactRows, unpacked
 from harness.compact_plan import Places, Plan, places_of
-from harness.errors import GoldenError
+from harness.errors import GoldenError, ResourceError, is_full_disk
 from harness.golden_manifest import (
     COMPACT,
     COMPACT_SCHEMA,
@@ -67,6 +68,7 @@ __all__ = [
     "record_command",
     "user_root",
     "verify_files",
+    "writing",
 ]
 
 MANIFEST = "manifest.json"
@@ -235,9 +237,13 @@ def open_golden(roots: Sequence[Path], checkpoint: Checkpoint, fingerprint: Fing
     """
     prompts, path = str(suite.path), str(checkpoint.path)
     found = [root for root in roots if (root / suite.name / MANIFEST).is_file()]
+    home = user_root(checkpoint, fingerprint)
     if not found:
-        remedy = record_command(prompts, path)
-        raise GoldenError(f"there is no golden of {checkpoint.name} for the prompts {suite.name!r}", remedy)
+        remedy = record_command(prompts, path, "" if home in roots else str(roots[0]))
+        where = " or ".join(str(root / suite.name) for root in roots)
+        raise GoldenError(
+            f"there is no golden of {checkpoint.name} for the prompts {suite.name!r}: no {MANIFEST} in {where}", remedy
+        )
     root = next((root for root in found if _suite_hash(root / suite.name) == suite.sha256), found[0])
     folder = root / suite.name
     # A user's own suite may have the name of a bundled one, whose golden must not be overwritten.
@@ -249,8 +255,10 @@ def open_golden(roots: Sequence[Path], checkpoint: Checkpoint, fingerprint: Fing
         parts = [
             n for n in ("weights", "tokenizer", "config") if getattr(manifest.fingerprint, n) != getattr(fingerprint, n)
         ]
+        # What lies there is somebody's; recording this checkpoint's in its place would lose it.
         raise GoldenError(
-            f"{folder} is a golden of another checkpoint ({manifest.checkpoint}): {', '.join(parts)} differ", remedy
+            f"{folder} is a golden of another checkpoint ({manifest.checkpoint}): {', '.join(parts)} differ",
+            remedy if root == home else f"leave --golden out; if there is none yet: {record_command(prompts, path)}",
         )
     if manifest.part:
         number, count = manifest.part
@@ -277,6 +285,9 @@ def verify_files(folder: Path, remedy: str = "") -> Golden:
             raise ValueError("it holds control characters")
         check(manifest)
     except FileNotFoundError:
+        within = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+        if within:
+            raise GoldenError(f"{folder} holds goldens in folders: {', '.join(within)}", "name one of these") from None
         raise GoldenError(f"{folder} holds no golden: there is no {MANIFEST}", remedy) from None
     except (OSError, ValueError, msgspec.DecodeError, RecursionError) as error:
         raise GoldenError(f"{path} cannot be read: {printable(str(error))}", remedy) from None
@@ -288,6 +299,21 @@ def verify_files(folder: Path, remedy: str = "") -> Golden:
     for name, expected in manifest.files.items():
         _verify_file(folder, name, expected, remedy)
     return Golden(folder, manifest)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Around what writes a golden or keeps what is to become one.
+
+    Raises ResourceError where the disk is full, GoldenError for any other error of the files.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if is_full_disk(error):
+            raise ResourceError(f"the disk of {out} is full", "free space, or give --golden another disk") from None
+        problem = f"{out} cannot be written: {printable(str(error))}"
+        raise GoldenError(problem, "give --golden a folder you may write to") from None
 
 
 class _SchemaOnly(msgspec.Struct):

@@ -19,15 +19,17 @@ from typing import Any, NamedTuple, Protocol
 from harness.checkpoint import Checkpoint
 from harness.crew import Crew
 from harness.devices import Machine, this_machine
-from harness.errors import GoldenError, ResourceError, Stage, StageError, is_full_disk
-from harness.golden import HIDDEN, verify_files
+from harness.errors import GoldenError, ResourceError, Stage, StageError
+from harness.golden import HIDDEN, verify_files, writing
 from harness.golden_manifest import Manifest
 from harness.golden_parts import Part, find_parts, merge_parts
 from harness.prompts import PromptSuite
-from harness.recording import REFERENCE_TARGET
+from harness.recording import REFERENCE_TARGET, was_streamed
 from harness.target import Target
 from harness.worker import Worker
 
+# What computes a golden, or makes the tokens that it is computed of.
+_COMPUTING = ("torch", "transformers", "tokenizers")
 _LOOK_SECONDS = 1.0
 _PIECE_BYTES = 4 << 20
 
@@ -41,12 +43,16 @@ class RecordHere(Protocol):
 
 
 class Asked(NamedTuple):
-    """What is to be recorded in the folder `out`; `options` of `golden record` are given to the hosts."""
+    """What is to be recorded in the folder `out`; `options` of `golden record` are given to the hosts.
+
+    `streamed`: a layer at a time, on every machine: the two ways agree to rounding, which is not to the last bit.
+    """
 
     checkpoint: Checkpoint
     suite: PromptSuite
     out: Path
     options: Sequence[str]
+    streamed: bool
     hidden: bool
     form: str | None
 
@@ -61,7 +67,8 @@ def record_spread(crew: Crew, asked: Asked, record_here: RecordHere, progress: P
     hosts = dict(zip(crew.lab.hosts, (Part(number, count) for number in range(2, count + 1)), strict=False))
     versions = _must_be_alike(crew, list(hosts))
     ours = Part(1, count)
-    with _begun(crew, asked, _lacking(asked, versions, hosts), progress) as begun:
+    lacking = {host: part for host, part in hosts.items() if not _is_there(asked, versions, part)}
+    with _begun(crew, asked, lacking, versions, progress) as begun:
         if not _is_there(asked, versions, ours):
             record_here(out=_beside(asked, ours), part=ours)
         _wait(crew, asked, begun, progress)
@@ -108,6 +115,7 @@ def _versions(crew: Crew, host: str | None) -> dict[str, str]:
     worker.start(Stage.DISCOVER)
     try:
         opened = worker.call(Stage.DISCOVER, "open", backend=target.backend)
+        found: dict[str, str] = worker.call(Stage.DISCOVER, "versions", names=list(_COMPUTING))
     finally:
         worker.stop()
     if opened["missing"]:
@@ -115,7 +123,6 @@ def _versions(crew: Crew, host: str | None) -> dict[str, str]:
             f"{host or 'this machine'} lacks {', '.join(opened['missing'])} in {opened['executable']}",
             "python -m pip install -e .[pytorch]",
         )
-    found: dict[str, str] = opened["versions"]
     return found
 
 
@@ -134,17 +141,17 @@ def _is_there(asked: Asked, versions: Mapping[str, str], part: Part) -> bool:
         and manifest.fingerprint == asked.checkpoint.fingerprint()
         and manifest.suite_sha256 == asked.suite.sha256
         and (HIDDEN in manifest.files or not asked.hidden)
-        and all(manifest.versions.get(name) == version for name, version in versions.items())
+        and versions.items() <= manifest.versions.items()
+        and was_streamed(manifest) == asked.streamed
         and manifest.machine.processor == this_machine().processor
+        and manifest.machine.architecture == this_machine().architecture
     )
 
 
-def _lacking(asked: Asked, versions: Mapping[str, str], hosts: Mapping[str, Part]) -> dict[str, Part]:
-    return {host: part for host, part in hosts.items() if not _is_there(asked, versions, part)}
-
-
 @contextmanager
-def _begun(crew: Crew, asked: Asked, hosts: Mapping[str, Part], progress: Progress) -> Iterator[dict[str, Part]]:
+def _begun(
+    crew: Crew, asked: Asked, hosts: Mapping[str, Part], versions: Mapping[str, str], progress: Progress
+) -> Iterator[dict[str, Part]]:
     """Have the hosts record their parts; whatever comes, none goes on afterwards."""
     lab, total = crew.lab, len(crew.lab.hosts) + 1
 
@@ -162,8 +169,9 @@ def _begun(crew: Crew, asked: Asked, hosts: Mapping[str, Part], progress: Progre
             file = f"{suite}/{asked.suite.path.name}"
             arguments = {"checkpoint": checkpoint, "prompts": file, "part": str(part)}
             python = crew.interpreter(_reference_on(host))
-            options = [*asked.options, *([f"--interpreter=pytorch={python}"] if python else [])]
-            lab.ask(host, Stage.RUN, "begin_part", **arguments, options=options)
+            options = [*asked.options, "--streamed" if asked.streamed else "--whole"]
+            options += [f"--interpreter=pytorch={python}"] if python else []
+            lab.ask(host, Stage.RUN, "begin_part", **arguments, options=options, versions=dict(versions))
             begun[host] = part
         yield begun
     finally:
@@ -180,7 +188,7 @@ def _wait(crew: Crew, asked: Asked, begun: Mapping[str, Part], progress: Progres
         for host, part in list(going.items()):
             try:
                 ended = _look(crew, asked, host, part, lambda said: progress(said, total - len(going), total))
-            except (StageError, GoldenError) as error:
+            except (StageError, GoldenError, ResourceError) as error:
                 failed[host], ended = error.problem, True
             if ended:
                 del going[host]
@@ -213,20 +221,17 @@ def _fetch(crew: Crew, host: str, out: Path) -> None:
     name = out.name
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        files: dict[str, int] = crew.lab.ask(host, Stage.RUN, "part_files", name=name)
-        for file, size in files.items():
-            with (partial / Path(file).name).open("wb") as opened:
-                while opened.tell() < size:
-                    piece = {"name": name, "file": file, "offset": opened.tell(), "size": _PIECE_BYTES}
-                    opened.write(crew.lab.ask(host, Stage.RUN, "read_part", **piece))
-        verify_files(partial)
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
-    except OSError as error:
-        if is_full_disk(error):
-            raise ResourceError(f"the disk of {out} is full", "free space, or give --golden another disk") from None
-        raise
+        with writing(out):
+            partial.mkdir(parents=True)
+            files: dict[str, int] = crew.lab.ask(host, Stage.RUN, "part_files", name=name)
+            for file, size in files.items():
+                with (partial / Path(file).name).open("wb") as opened:
+                    while opened.tell() < size:
+                        piece = {"name": name, "file": file, "offset": opened.tell(), "size": _PIECE_BYTES}
+                        opened.write(crew.lab.ask(host, Stage.RUN, "read_part", **piece))
+            verify_files(partial)
+            shutil.rmtree(out, ignore_errors=True)
+            partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     crew.lab.ask(host, Stage.RUN, "forget_part", name=name)

@@ -11,13 +11,11 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from harness.checkpoint import Checkpoint, sha256_file
 from harness.compact_plan import Plan
-from harness.errors import GoldenError, ResourceError, is_full_disk
-from harness.golden import FRESH, HIDDEN, LOGITS, MANIFEST, Case, File, Manifest, Noise
+from harness.golden import FRESH, HIDDEN, LOGITS, MANIFEST, Case, File, Manifest, Noise, writing
 from harness.golden_compact import compact_tensors
 from harness.golden_manifest import COMPACT, COMPACT_SCHEMA
 from harness.oracle_check import check_choices, choosing, measure_noise
@@ -41,9 +39,7 @@ def conclude(
     full disk.
     """
     noise = measure_noise(checkpoint, manifest.cases, logits, fresh)
-    check_choices(
-        checkpoint, manifest.cases, {case.id: choosing(case, logits, fresh) for case in manifest.cases}, noise
-    )
+    check_choices(checkpoint, manifest.cases, lambda case: choosing(case, logits, fresh), noise)
     cases = tuple(_with_near_ties(case, noise) for case in manifest.cases)
     manifest = msgspec.structs.replace(manifest, cases=cases, noise=noise)
     if plan is not None:
@@ -69,19 +65,16 @@ def write_golden(
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)  # left by a process of the same number that was killed
     try:
-        partial.mkdir(parents=True)
-        files = {}
-        for name, tensors in _files(manifest, logits, hidden, fresh or {}):
-            if tensors:
-                save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, partial / name)
-                files[name] = File(sha256_file(partial / name), (partial / name).stat().st_size)
-        manifest = msgspec.structs.replace(manifest, files=files).sealed()
-        (partial / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
-        _swap(partial, out)
-    except (OSError, SafetensorError) as error:
-        if is_full_disk(error):
-            raise ResourceError(f"the disk of {out} is full", "free space, or give --golden another disk") from None
-        raise GoldenError(f"{out} cannot be written: {error}", "give --golden a folder you may write to") from None
+        with writing(out):
+            partial.mkdir(parents=True)
+            files = {}
+            for name, tensors in _files(manifest, logits, hidden, fresh or {}):
+                if tensors:
+                    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, partial / name)
+                    files[name] = File(sha256_file(partial / name), (partial / name).stat().st_size)
+            manifest = msgspec.structs.replace(manifest, files=files).sealed()
+            (partial / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+            _swap(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest

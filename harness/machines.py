@@ -15,7 +15,7 @@ from harness.checkpoint import Checkpoint
 from harness.connection import Host
 from harness.crew import Crew
 from harness.devices import this_machine
-from harness.errors import HarnessError, Stage, StageError
+from harness.errors import HarnessError, Stage, StageError, UsageError
 from harness.preparation import export_by
 from harness.report.devices import DevicesReport, TargetReport
 from harness.target import Target, Unavailable
@@ -47,6 +47,22 @@ def look(made: Crew) -> DevicesReport:
         runtimes=made.discovery.reports(),
         targets=targets,
     )
+
+
+def check_device(made: Crew, target: Target) -> None:
+    """Ask the runtime for the target's device before anything is done on it.
+
+    Raises UsageError where no such target is declared or its host is not named, StageError(discover) where the device
+    is not there.
+    """
+    declared = [one for backend in made.backends.values() for one in backend.targets()]
+    if msgspec.structs.replace(target, device=target.base_device, host=None) not in declared:
+        raise UsageError(f"no backend declares the target {target}", "one of: " + ", ".join(map(str, declared)))
+    if target.host is not None and target.host not in made.lab.hosts:
+        raise UsageError(f"no host {target.host!r} is named", f"add --host {target.host}=ssh=USER@MACHINE//python=PATH")
+    found = made.discovery.find(target)
+    if isinstance(found, Unavailable):
+        raise StageError(Stage.DISCOVER, f"{target} cannot be used: {found.reason}", found.remedy)
 
 
 def _report(made: Crew, target: Target) -> TargetReport:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,11 +40,7 @@ def measure_noise(checkpoint: Checkpoint, cases: Sequence[Case], logits: Logits,
     worst, scale, rms = 0.0, 1.0, []
     for (case, rows, _), whole in zip(passes, oracle, strict=True):
         exact = whole[-rows.shape[0] :]
-        if metrics.first_non_finite(rows) is not None:
-            raise GoldenError(
-                f"FP32 PyTorch gives NaN or Inf for {case.id!r}",
-                "look for a broken torch build or checkpoint; nothing was written",
-            )
+        must_be_finite(checkpoint, case.id, rows)
         worst = max(worst, float(np.abs(rows - exact).max()))
         scale = max(scale, float(metrics.centred_scale(exact).max()))
         rms.append(metrics.centred_rms_error(exact, rows))
@@ -58,16 +54,28 @@ def measure_noise(checkpoint: Checkpoint, cases: Sequence[Case], logits: Logits,
     return Noise(tuple(case.id for case in checked), float(joined.mean()), float(joined.max()), worst)
 
 
-def check_choices(checkpoint: Checkpoint, cases: Sequence[Case], chosen: Logits, noise: Noise) -> None:
+def must_be_finite(checkpoint: Checkpoint, prompt_id: str, rows: NDArray[np.float32]) -> None:
+    """Raise GoldenError where logits `[n, V]` have NaN or Inf; of large models the oracle looks at few prompts."""
+    found = metrics.first_non_finite(rows) if rows.size else None
+    if found is not None:
+        raise GoldenError(
+            f"{checkpoint.name}, {prompt_id!r}: FP32 PyTorch gives NaN or Inf at position {found[0]}",
+            "look for a broken torch build or checkpoint; nothing was written",
+        )
+
+
+def check_choices(
+    checkpoint: Checkpoint, cases: Sequence[Case], chosen: Callable[[Case], NDArray[np.float32]], noise: Noise
+) -> None:
     """Greedy decoding went through the KV cache, the logits did not: both must choose the same tokens.
 
-    `chosen` is `[m, V]` a case: the logits at the positions that chose the continuation.
+    `chosen` gives of a case `[m, V]`: the logits at the positions that chose the continuation.
     """
     allowed = 100 * max(noise.max_abs, 1e-6)
     for case in cases:
         if case.given:
             continue
-        regret = metrics.regret(chosen[case.id], np.asarray(case.continuation))
+        regret = metrics.regret(chosen(case), np.asarray(case.continuation))
         if regret.max() > allowed:
             raise GoldenError(
                 f"{checkpoint.name}, {case.id!r}: decoding with a cache chose token {int(regret.argmax())} of the "

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from harness.cache import cache_root, mark_used
-from harness.errors import UsageError
+from harness.errors import GoldenError, UsageError
+from harness.golden import verify_files
 from harness.last_words import WorkerLog
 
 _LOG = "record.log"
@@ -30,14 +32,23 @@ class PartRecorder:
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._there = False
 
-    def do_begin_part(self, checkpoint: str, prompts: str, part: str, options: Sequence[str]) -> None:
-        """Begin to record part K/N of a suite; `options` are further ones of `golden record`."""
+    def do_begin_part(
+        self, checkpoint: str, prompts: str, part: str, options: Sequence[str], versions: Mapping[str, str]
+    ) -> None:
+        """Begin to record part K/N of a suite; `options` are further ones of `golden record`.
+
+        A part that was recorded before with these `versions`, and not fetched, is not recorded again.
+        """
         self.do_end_part()
         key = hashlib.sha256("\0".join((checkpoint, prompts, part, *options)).encode()).hexdigest()[:16]
         self._folder = cache_root() / "parts" / key
         self._folder.mkdir(parents=True, exist_ok=True)
         mark_used(self._folder)
+        self._there = _is_recorded(self._folder, versions)
+        if self._there:
+            return
         command = [sys.executable, "-m", "harness.exporter_main", "harness.cli", "golden", "record"]
         command += [f"--checkpoint={checkpoint}", f"--prompts={prompts}", f"--golden={self._folder}", f"--part={part}"]
         with (self._folder / _LOG).open("wb") as log:
@@ -50,8 +61,8 @@ class PartRecorder:
 
         Raises UsageError where none was begun.
         """
-        folder, process = self._begun()
-        status = process.poll()
+        folder = self._begun()
+        status = 0 if self._process is None else self._process.poll()
         tail = WorkerLog(folder / _LOG).tail()
         lines = tail.strip().splitlines()
         return {"status": status, "said": lines[-1].strip() if lines else "", "tail": tail}
@@ -87,11 +98,22 @@ class PartRecorder:
         self._process.wait()
         self._process = None
 
-    def _begun(self) -> tuple[Path, subprocess.Popen[bytes]]:
-        if self._folder is None or self._process is None:
+    def _begun(self) -> Path:
+        if self._folder is None or (self._process is None and not self._there):
             raise UsageError("no recording was begun here", "begin one")
-        return self._folder, self._process
+        return self._folder
 
     def _recorded(self, name: str) -> Path:
         """The folder of the part; `name` is taken for a name, whatever it is."""
-        return self._begun()[0] / Path(name).name
+        return self._begun() / Path(name).name
+
+
+def _is_recorded(folder: Path, versions: Mapping[str, str]) -> bool:
+    """Whether a whole part lies in a folder that was kept for it, recorded with these versions."""
+    for found in folder.iterdir():
+        if not re.fullmatch(r".+\.part-\d+-of-\d+", found.name):
+            continue
+        with contextlib.suppress(GoldenError):
+            if versions.items() <= verify_files(found).manifest.versions.items():
+                return True
+    return False

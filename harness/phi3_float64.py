@@ -4,8 +4,8 @@ Written from the architecture: RMSNorm before attention and before the MLP, fuse
 gate/up projections, rotary embedding in the half-split layout (plain, partial or LongRoPE), grouped-query
 attention with a causal, optionally sliding, window, SwiGLU, final RMSNorm and LM head. A sequence is computed at
 once, or a part of it first and then token by token, which differs under LongRoPE (`harness.longrope`). Half a layer's
-weights are held at a time, with the activations of all sequences carried along, so memory stays bounded
-by one MLP in float64 whatever the size of the model.
+weights are held at a time, with the activations of all sequences carried along, and the attention scores of some heads
+at a time, so memory stays bounded by one MLP in float64 whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from harness.weights import Statement
 Array = NDArray[np.float64]
 # Rows of the LM head that are held at once: it may be larger than many layers.
 _HEAD_ROWS = 8192
+MOST_SCORES = 1 << 24
+"""Attention scores that are held at once, 128 MiB; those of one key/value head in any case."""
 # Frequencies that lie nearer than this, relatively, differ by the rounding of FP32 and not of FP16.
 _SAME = 2.0**-20
 
@@ -118,13 +120,26 @@ def _attention(config: dict[str, Any], qkv: Array, rotation: tuple[Array, Array]
     size = _head_size(config)
     q, k, v = np.split(qkv, [heads * size, (heads + kv_heads) * size], axis=-1)
     query = _rotate(q.reshape(n, heads, size), rotation)
-    key = np.repeat(_rotate(k.reshape(n, kv_heads, size), rotation), heads // kv_heads, axis=1)
-    value = np.repeat(v.reshape(n, kv_heads, size), heads // kv_heads, axis=1)
-    scores = np.einsum("qhd,khd->hqk", query, key, optimize=True) / math.sqrt(size)
-    scores = np.where(_visible(n, config.get("sliding_window")), scores, -np.inf)
-    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    key, value = _rotate(k.reshape(n, kv_heads, size), rotation), v.reshape(n, kv_heads, size)
+    visible, shared = _visible(n, config.get("sliding_window")), heads // kv_heads
+    some = max(1, MOST_SCORES // (n * n * shared))
+    mixed = [
+        _attend(query[:, at * shared : (at + some) * shared], key[:, at : at + some], value[:, at : at + some], visible)
+        for at in range(0, kv_heads, some)
+    ]
+    return np.concatenate(mixed, axis=1).reshape(n, heads * size)
+
+
+def _attend(query: Array, key: Array, value: Array, visible: NDArray[np.bool_]) -> Array:
+    """`[n, heads, size]` of some query heads, each group of them on a key/value head `[n, size]` of its own."""
+    shared = query.shape[1] // key.shape[1]
+    key, value = np.repeat(key, shared, axis=1), np.repeat(value, shared, axis=1)
+    scores = np.einsum("qhd,khd->hqk", query, key, optimize=True) / math.sqrt(query.shape[2])
+    scores[:, ~visible] = -np.inf
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)
-    mixed: Array = np.einsum("hqk,khd->qhd", scores, value, optimize=True).reshape(n, heads * size)
+    mixed: Array = np.einsum("hqk,khd->qhd", scores, value, optimize=True)
     return mixed
 
 

@@ -19,19 +19,21 @@ from harness.backends.pytorch import REFERENCE_OPTIONS
 from harness.checkpoint import Checkpoint
 from harness.compact_plan import Plan
 from harness.devices import this_machine
-from harness.errors import GoldenError, ResourceError, Stage
+from harness.errors import CheckpointError, GoldenError, ResourceError, Stage
 from harness.golden import SCHEMA, Case, Manifest, Noise
 from harness.golden_compact import plan_of_form
 from harness.golden_parts import Part, for_hidden
 from harness.golden_writing import conclude, write_golden
-from harness.layout import Layout
+from harness.layout import HEAD, Layout
 from harness.longrope import crossed, switch_of
-from harness.oracle_check import Logits, choosing
+from harness.oracle_check import Logits, choosing, must_be_finite
 from harness.prompts import Prompt, PromptSuite
 from harness.rendering import Tokenise, longest, render, split
 from harness.streamed_recording import StreamedReference
 from harness.streaming.decoding import Asked
+from harness.streaming.operations import OPTIONS as STREAMED_OPTIONS
 from harness.streaming.room import least_memory
+from harness.tensor_files import TensorFiles
 from harness.worker import Worker
 
 REFERENCE_TARGET = "pytorch:cpu:fp32"
@@ -92,11 +94,13 @@ class _Recorded(NamedTuple):
 class Streaming(NamedTuple):
     """How a golden is streamed that does not fit into memory: see `harness.streamed_recording`.
 
-    `memory`: bytes that recording may take, what is free by default. `drafting`: try tokens before they are computed;
-    `drafts`: for some prompts the answer of another build, to be tried first. Neither changes what is recorded.
+    `memory`: bytes that recording may take, what is free by default. `streamed`: whether it is, by the memory by
+    default. `drafting`: try tokens before they are computed; `drafts`: for some prompts the answer of another build, to
+    be tried first. Neither changes what is recorded.
     """
 
     memory: int | None = None
+    streamed: bool | None = None
     drafting: bool = True
     drafts: Mapping[str, Sequence[int]] | None = None
 
@@ -126,9 +130,13 @@ def record_golden(
     plan = plan_of_form(checkpoint.vocabulary, form)
     if part is not None:
         suite = part.of(suite)
-    if not must_stream(checkpoint, suite, streaming.memory):
+    _check_tensors(checkpoint)
+    if not (must_stream(checkpoint, suite, streaming.memory) if streaming.streamed is None else streaming.streamed):
         progress("loading the checkpoint", 0, len(suite.prompts))
-        recorded = _whole(checkpoint, suite, worker, progress, trust_remote_code=trust_remote_code, hidden=hidden)
+        try:
+            recorded = _whole(checkpoint, suite, worker, progress, trust_remote_code=trust_remote_code, hidden=hidden)
+        finally:
+            worker.stop()  # the model would stay beside the oracle, and beside the next suite's, which may be streamed
         progress("checking against float64", len(suite.prompts), len(suite.prompts))
         return _conclude(checkpoint, suite, out, recorded, plan, part)
     work = out.with_name(f"{out.name}.work")
@@ -139,6 +147,7 @@ def record_golden(
         reference.release()
         progress("checking against float64", len(suite.prompts), len(suite.prompts))
         manifest = _conclude(checkpoint, suite, out, recorded, plan, part)
+        del recorded  # its rows are mapped from files that are deleted now, which Windows refuses
         done = True
         return manifest
     finally:
@@ -154,16 +163,39 @@ def must_stream(checkpoint: Checkpoint, suite: PromptSuite, memory: int | None =
     try:
         check_memory(checkpoint, max(lengths), memory)
     except ResourceError:
-        free = int(psutil.virtual_memory().available) if memory is None else memory
-        needed = least_memory(Layout.of(checkpoint.config), len(lengths), max(lengths), sum(lengths))
-        if needed > free:
-            raise ResourceError(
-                f"a golden of {checkpoint.name} needs {needed / 2**30:.1f} GiB of memory even a layer at a time; "
-                f"{free / 2**30:.1f} GiB may be used",
-                "close other programs, raise --memory, or record fewer or shorter prompts at once (--prompts FILE)",
-            ) from None
+        _check_least(checkpoint, lengths, memory)
         return True
     return False
+
+
+def was_streamed(manifest: Manifest) -> bool:
+    """Whether a golden was recorded a layer at a time."""
+    return dict(manifest.load_options) == STREAMED_OPTIONS
+
+
+def _check_least(checkpoint: Checkpoint, lengths: Sequence[int], memory: int | None) -> None:
+    free = int(psutil.virtual_memory().available) if memory is None else memory
+    needed = least_memory(Layout.of(checkpoint.config), len(lengths), max(lengths), sum(lengths))
+    if needed > free:
+        raise ResourceError(
+            f"a golden of {checkpoint.name} needs {needed / 2**30:.1f} GiB of memory even a layer at a time; "
+            f"{free / 2**30:.1f} GiB may be used",
+            "close other programs, raise --memory, or record fewer or shorter prompts at once (--prompts FILE)",
+        ) from None
+
+
+def _check_tensors(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where a tensor is missing, or has another shape than the configuration gives it."""
+    files, layout = TensorFiles(checkpoint.weight_files), Layout.of(checkpoint.config)
+    for name, shape in layout.shapes().items():
+        if name == HEAD and layout.tied and name not in files:
+            continue
+        if files.shape(name) != shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: {name} is {list(files.shape(name))}, config.json makes it {list(shape)}",
+                "restore the checkpoint's original config.json, or download it again",
+            )
+        files.dtype(name)
 
 
 def _whole(
@@ -232,6 +264,8 @@ def _record_case(
     fresh = rows[switch:]
     if switch:
         rows = worker.call(Stage.RUN, "teacher_force", prompt=tokens, continuation=continuation)
+    for found in (rows, fresh):
+        must_be_finite(checkpoint, prompt.id, found)
     return _case(checkpoint, prompt, tokens, continuation, rows, fresh), rows, fresh
 
 

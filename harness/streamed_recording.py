@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,9 @@ from harness import __version__, metrics
 from harness.backend import SessionInfo
 from harness.checkpoint import Checkpoint
 from harness.errors import GoldenError, Stage, UsageError
+from harness.golden import writing
 from harness.longrope import crossed, recomputed, switch_of
+from harness.oracle_check import must_be_finite
 from harness.streaming.decoding import Answer, Asked
 from harness.streaming.feed import Whole
 from harness.streaming.remaining import Remaining, in_words
@@ -59,18 +62,27 @@ class StreamedReference:
     def __init__(
         self, worker: Worker, checkpoint: Checkpoint, work: Path, progress: Progress, *, trust_remote_code: bool = False
     ) -> None:
-        """Raises GoldenError without torch, UsageError where another process uses the work folder."""
+        """Raises GoldenError without torch or a folder to write to, UsageError where another process uses that."""
         self._worker, self._checkpoint, self._work, self._progress = worker, checkpoint, work, progress
         self._switch = switch_of(checkpoint.config)
         self._layers = int(checkpoint.config["num_hidden_layers"]) + 1
         self._tokens = (0, 0)
         self.passes = 0
-        work.mkdir(parents=True, exist_ok=True)
         self._lock = filelock.FileLock(work / "lock")
+        with writing(work):
+            work.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except filelock.Timeout:
+                raise UsageError(f"another process records into {work}", "wait until it is done, or stop it") from None
         try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise UsageError(f"another process records into {work}", "wait until it is done, or stop it") from None
+            self.info = self._open(trust_remote_code=trust_remote_code)
+        except BaseException:
+            self.leave(done=False)
+            raise
+
+    def _open(self, *, trust_remote_code: bool) -> SessionInfo:
+        worker = self._worker
         if not worker.running:
             worker.start()
         opened = worker.call(Stage.LOAD, "open", backend="pytorch")
@@ -82,11 +94,11 @@ class StreamedReference:
         info = worker.call(
             Stage.LOAD,
             "stream_open",
-            checkpoint=str(checkpoint.path),
-            folder=str(work / _PASSES),
+            checkpoint=str(self._checkpoint.path),
+            folder=str(self._work / _PASSES),
             trust_remote_code=trust_remote_code,
         )
-        self.info = msgspec.convert(info, SessionInfo)
+        return msgspec.convert(info, SessionInfo)
 
     def tokenise(self, **arguments: Any) -> list[int]:
         """See `harness.rendering.Tokenise`."""
@@ -132,10 +144,13 @@ class StreamedReference:
 
     def leave(self, *, done: bool) -> None:
         """Remove the work folder; but for the answers so far where it is not `done`."""
-        self._lock.release()
-        if done or not (self._work / _JOURNAL).is_file():
-            shutil.rmtree(self._work, ignore_errors=True)
         shutil.rmtree(self._work / _PASSES, ignore_errors=True)
+        gone = done or not (self._work / _JOURNAL).is_file()
+        if gone and os.name != "nt":  # Windows deletes no file that is open, and the lock is one
+            shutil.rmtree(self._work, ignore_errors=True)
+        self._lock.release()
+        if gone:
+            shutil.rmtree(self._work, ignore_errors=True)
 
     def _grow(self, some: Sequence[Answer], answers: Sequence[Answer], key: str) -> None:
         """Let answers grow until all are finished."""
@@ -177,6 +192,9 @@ class StreamedReference:
         for switch in switches:
             own = next(rows)
             found.append(Forced(own, next(rows)[switch:] if switch else own[:0]))
+        for answer, forced in zip(some, found, strict=True):
+            for passed in forced:
+                must_be_finite(self._checkpoint, answer.asked.id, passed)
         return found
 
     def _stands(self, answer: Answer, forced: Forced) -> bool:
@@ -209,7 +227,8 @@ class StreamedReference:
         paths = self._worker.call(Stage.RUN, "stream_whole", texts=asked, hidden=hidden)
         remaining.begin(sum(len(text.tokens) for text in texts))
         self._advance(remaining, 0.0, last=True)
-        return [np.load(path, mmap_mode="r") for path in paths]
+        with writing(self._work):
+            return [np.load(path, mmap_mode="r") for path in paths]
 
     def _advance(self, remaining: Remaining, steps: float, *, last: bool) -> None:
         self.passes += 1
@@ -237,8 +256,9 @@ class StreamedReference:
     def _write(self, key: str, answers: Sequence[Answer]) -> None:
         """Replace the journal; what is half-written at a cut is not the one that is read."""
         partial = self._work / f"{_JOURNAL}.partial"
-        partial.write_bytes(msgspec.json.encode(_Journal(key, {one.asked.id: one.tokens for one in answers})))
-        partial.replace(self._work / _JOURNAL)
+        with writing(self._work):
+            partial.write_bytes(msgspec.json.encode(_Journal(key, {one.asked.id: one.tokens for one in answers})))
+            partial.replace(self._work / _JOURNAL)
 
 
 def _count(answers: Sequence[Answer]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from harness.operators.catalogue import operator_of
 from harness.operators.draw import digest
 from harness.operators.judging import Judged, conclude, judge_case
 from harness.operators.strategy import series, true_shape
-from harness.target import Target
+from harness.target import Precision, Target
 
 Call = Callable[..., Any]
 """Carries out an operation of a worker: `harness.sessions.TargetSession.call`, or a worker's own."""
@@ -98,10 +98,19 @@ def examine_true_shape(call: Call, target: Target, operator: str, name: str) -> 
 
 
 def replay(call: Call, target: Target, case: Case) -> Verdict:
-    """One case over again. Raises UsageError where it is none, Unsupported where the target lacks its operator."""
+    """One case over again. Raises UsageError where it is none, Unsupported where the target lacks its operator.
+
+    Also UsageError where the target would round the case's values before it computes: the bounds do not count that.
+    """
     operator_of(case)
     bound = Bound(call, target)
     bound.require(case.operator)
+    grid = bound.offer.numerics.grid
+    if grid not in (case.grid, Precision.FP32):
+        raise UsageError(
+            f"{case} has values of {case.grid.value}, which {target} would round to {grid.value} first",
+            f"write it with {grid.value} in its second place",
+        )
     return bound.verdict([case])
 
 

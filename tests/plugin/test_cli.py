@@ -130,6 +130,13 @@ def test_a_named_interpreter_that_is_no_python_is_an_error(tmp_path: Path, tiny:
         (("prepare", "--targets=planted:tpu:fp32"), "selects no target"),
         (("prepare", "--targets=planted:cpu:fp32", "--recipe=none", "--checkpoint=no/such/folder"), "no/such/folder"),
         (("prepare",), "--targets"),
+        (("operator", "planted:tpu:fp32", "softmax/fp32/2/n=17/plain/0"), "no backend declares the target"),
+        (
+            ("operator", "planted:absent:fp32", "softmax/fp32/2/n=17/plain/0"),
+            "planted:absent:fp32 cannot be used: no absent",
+        ),
+        (("operator", "planted:cpu:fp32:lab1", "softmax/fp32/2/n=17/plain/0"), "add --host lab1=ssh="),
+        (("localise", "planted:absent:fp32", "--prompts=core"), "planted:absent:fp32 cannot be used: no absent"),
         (("devises",), "devises"),
     ],
 )

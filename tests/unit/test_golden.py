@@ -55,7 +55,7 @@ def _refused(setup: Setup) -> str:
     with pytest.raises(GoldenError) as caught:
         setup.open()
     remedy = caught.value.remedy
-    assert remedy.startswith("phi3-conformance golden record --prompts=")
+    assert "phi3-conformance golden record --prompts=" in remedy
     assert str(setup.suite.path) in remedy
     assert f"--checkpoint={setup.checkpoint.path}" in remedy
     return caught.value.problem
@@ -140,6 +140,26 @@ def test_a_golden_of_another_checkpoint_says_what_differs(setup: Setup, parts: l
     problem = _refused(setup)
     assert "another checkpoint" in problem
     assert f": {', '.join(parts)} differ" in problem
+
+
+def test_a_golden_of_another_checkpoint_is_not_to_be_overwritten(setup: Setup) -> None:
+    _edit(setup.folder, lambda manifest: manifest["fingerprint"].update(weights="0" * 64))
+    with pytest.raises(GoldenError) as caught:
+        setup.open()
+    assert caught.value.remedy.startswith("leave --golden out")
+    assert "--golden=" not in caught.value.remedy
+
+
+def test_where_there_is_no_golden_says_where_was_looked(setup: Setup, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "else where"
+    with pytest.raises(GoldenError, match=f"in {elsewhere / 'tiny'}") as caught:
+        open_golden([elsewhere], setup.checkpoint, setup.checkpoint.fingerprint(), setup.suite)
+    assert f"'--golden={elsewhere}'" in caught.value.remedy
+
+
+def test_a_folder_of_goldens_is_none_and_names_those_in_it(setup: Setup) -> None:
+    with pytest.raises(GoldenError, match="holds goldens in folders: tiny"):
+        verify_files(setup.root)
 
 
 @pytest.mark.parametrize("name", [LOGITS, HIDDEN])

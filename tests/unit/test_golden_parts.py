@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from harness import golden_parts
 from harness.checkpoint import Checkpoint, open_checkpoint
 from harness.cli import main
 from harness.errors import GoldenError, UsageError
@@ -118,6 +120,22 @@ def test_parts_lie_in_folders_of_their_own(split: Callable[..., Path], suite: Pr
     name = Part(1, 2).folder(root, suite).name
     (root / name).rename(root / "other" / name)
     assert [golden.manifest.part for golden in find_parts([root, root / "other"], suite)] == [(1, 2), (2, 2)]
+
+
+def test_what_a_recording_works_in_is_no_part(split: Callable[..., Path], suite: PromptSuite) -> None:
+    root = split()
+    for ending in (".work", ".partial-7", ".old-7"):
+        (root / f"{suite.name}.part-1-of-2{ending}").mkdir()
+    assert [golden.manifest.part for golden in find_parts([root], suite)] == [(1, 2), (2, 2)]
+
+
+def test_parts_may_come_of_two_versions_of_numpy(
+    split: Callable[..., Path], made: Any, checkpoint: Checkpoint, suite: PromptSuite
+) -> None:
+    parts = find_parts([split(versions={**made.manifest.versions, "numpy": "9.9"})], suite)
+    with contextlib.suppress(GoldenError):  # logits of the synthetic golden are none of its weights
+        merge_parts(checkpoint, suite, parts, Path("nowhere"))
+    golden_parts._must_agree(*parts)
 
 
 def test_parts_may_be_named_one_by_one(split: Callable[..., Path], suite: PromptSuite) -> None:

@@ -14,13 +14,14 @@ from safetensors import SafetensorError
 
 from harness import golden_writing, phi3_float64, recording
 from harness.checkpoint import Checkpoint, open_checkpoint
-from harness.errors import GoldenError, PromptError, ResourceError
+from harness.errors import CheckpointError, GoldenError, PromptError, ResourceError
 from harness.golden import LOGITS, MANIFEST, Case, open_golden, verify_files
 from harness.golden_writing import write_golden
 from harness.oracle_check import check_choices, measure_noise
 from harness.prompts import Length, Prompt, PromptSuite
-from harness.recording import check_memory
+from harness.recording import Streaming, check_memory
 from harness.rendering import render
+from support import ignore
 
 
 def _names(folder: Path) -> list[str]:
@@ -189,6 +190,31 @@ def test_logits_that_differ_from_the_oracle_by_more_than_rounding_make_no_golden
         measure_noise(checkpoint, cases, logits)
 
 
+@pytest.mark.parametrize("streamed", [None, True])
+def test_a_tensor_of_another_shape_than_the_configuration_says_is_named(
+    checkpoint: Checkpoint, suite: PromptSuite, tmp_path: Path, streamed: bool | None
+) -> None:
+    config = {**checkpoint.config, "intermediate_size": checkpoint.config["intermediate_size"] + 8}
+    other = msgspec.structs.replace(checkpoint, config=config)
+    how: Any = {"progress": ignore, "streaming": Streaming(streamed=streamed)}
+    with pytest.raises(CheckpointError, match=r"model.layers.0.mlp.gate_up_proj.weight is \[.*config.json makes it"):
+        recording.record_golden(other, suite, tmp_path / "out", _Letters(), **how)  # type: ignore[arg-type]
+
+
+def test_logits_that_are_no_numbers_are_found_at_once(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = _Letters.call
+
+    def broken(self: _Letters, stage: object, operation: str, **arguments: Any) -> Any:
+        found = honest(self, stage, operation, **arguments)
+        if isinstance(found, np.ndarray):
+            found[0, 0] = np.inf
+        return found
+
+    monkeypatch.setattr(_Letters, "call", broken)
+    with pytest.raises(GoldenError, match="'p': FP32 PyTorch gives NaN or Inf at position 0"):
+        _record_given(checkpoint, "cd", "ef")
+
+
 # rendering
 
 
@@ -279,6 +305,6 @@ def test_the_tokens_of_a_given_continuation_need_not_be_the_best(made: Any, chec
     cases = [msgspec.structs.replace(case, continuation=(0,) * len(case.continuation)) for case in made.manifest.cases]
     choosing = {case.id: made.logits[case.id][len(case.tokens) - 1 : -1] for case in cases}
     with pytest.raises(GoldenError, match="below the best"):
-        check_choices(checkpoint, cases, choosing, made.manifest.noise)
+        check_choices(checkpoint, cases, lambda case: choosing[case.id], made.manifest.noise)
     given = [msgspec.structs.replace(case, given=True) for case in cases]
-    check_choices(checkpoint, given, choosing, made.manifest.noise)
+    check_choices(checkpoint, given, lambda case: choosing[case.id], made.manifest.noise)

@@ -272,6 +272,40 @@ def test_two_recordings_do_not_share_a_work_folder(checkpoint: Checkpoint, tmp_p
     first.leave(done=True)
 
 
+def test_a_model_that_cannot_be_opened_leaves_no_lock_and_no_folder(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    class Lacking(Table):
+        def open(self, backend: str) -> dict[str, Any]:
+            return {"missing": ["torch"], "executable": backend}
+
+    with pytest.raises(GoldenError, match="needs torch"):
+        StreamedReference(Lacking(), checkpoint, tmp_path / "work", ignore)  # type: ignore[arg-type]
+    assert not (tmp_path / "work").exists()
+    StreamedReference(Table(), checkpoint, tmp_path / "work", ignore).leave(done=True)  # type: ignore[arg-type]
+
+
+def test_a_work_folder_that_cannot_be_made_is_said_in_a_sentence(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(GoldenError, match=r"cannot be written.*\n.*--golden"):
+        StreamedReference(Table(), checkpoint, tmp_path / "file" / "work", ignore)  # type: ignore[arg-type]
+
+
+def test_logits_that_are_no_numbers_end_a_recording(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Table.stream_whole
+
+    def broken(self: Table, texts: list[dict[str, Any]], hidden: bool) -> list[str]:
+        paths = honest(self, texts, hidden)
+        found = np.load(paths[-1])
+        found[1, 3] = np.nan
+        np.save(paths[-1], found)
+        return paths
+
+    monkeypatch.setattr(Table, "stream_whole", broken)
+    with pytest.raises(GoldenError, match="NaN or Inf at position 1"):
+        recorded(Table(), checkpoint, tmp_path / "work")
+
+
 # time left
 
 
