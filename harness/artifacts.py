@@ -163,7 +163,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if is_full_disk(error):
             raise ResourceError(f"the disk of {folder.parent} is full", FREE_SPACE) from None
-        raise StageError(Stage.PREPARE, f"{folder}: {error}", "check the folder's rights") from None
+        said = "check its rights, or set PHI3_CONFORMANCE_CACHE to a folder that you may write to"
+        raise StageError(Stage.PREPARE, f"{folder}: {error}", said) from None
 
 
 def _measure(folder: Path) -> tuple[str, int]:

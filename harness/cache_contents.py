@@ -50,6 +50,8 @@ def entries(root: Path) -> list[Entry]:
     Raises ResourceError where a folder cannot be read.
     """
     seen: set[tuple[int, int]] = set()
+    if root.exists() and not root.is_dir():
+        raise ResourceError(f"{root} is no folder", "set PHI3_CONFORMANCE_CACHE to one")
     try:
         return [_entry(kind, path, seen) for kind in KINDS for path in _paths(root / kind)]
     except OSError as error:

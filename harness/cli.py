@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,9 @@ def localise(
 
     Ends with status 0 if every sublayer is right, 1 if one is not, 2 if it cannot be told.
     """
+    for setting in load_option:
+        if not re.fullmatch("[^=]+=.*", setting):
+            raise UsageError(f"--load-option {setting!r} is not NAME=VALUE", "write --load-option whole-prompt=yes")
     options = Options(
         checkpoint=checkpoint,
         golden=golden,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from harness.options import DEFAULT_CHECKPOINT, PROMPTS
-from harness.prompts import PromptSuite, read_suite
+from harness.prompts import PromptSuite, check_names, read_suite
 
 CHECKPOINT = click.option(
     "--checkpoint", default=str(DEFAULT_CHECKPOINT), show_default="the bundled one", help="A Phi-3 folder or hub name."
@@ -26,8 +26,13 @@ SUITES = click.option(
 
 
 def read_suites(names: tuple[str, ...]) -> list[PromptSuite]:
-    """The suites of `--prompts`, all of the project where none are named. Raises PromptError."""
+    """The suites of `--prompts`, all of the project where none are named.
+
+    Raises PromptError where one cannot be read, UsageError where two have one name.
+    """
     if not names:
         return [read_suite(path) for path in sorted(PROMPTS.glob("*.jsonl"))]
     paths = [PROMPTS / f"{name}.jsonl" for name in names]
-    return [read_suite(own if own.is_file() else Path(name)) for own, name in zip(paths, names, strict=True)]
+    suites = [read_suite(own if own.is_file() else Path(name)) for own, name in zip(paths, names, strict=True)]
+    check_names(suites)
+    return suites

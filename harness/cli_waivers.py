@@ -16,6 +16,7 @@ from harness.errors import PolicyError
 from harness.fixtures import CaseId, case_id
 from harness.golden import TREE
 from harness.options import WAIVERS
+from harness.prompts import read_suite
 from harness.record import read_record
 from harness.waiver_check import check_declared, check_records
 from harness.waivers import read_waivers
@@ -67,9 +68,9 @@ class _Cases:
 def _declared_cases(prompts: tuple[Path, ...]) -> list[CaseId]:
     """Every case of the project's suites on every declared target, by pytest's own collection: nothing is run.
 
-    Raises PolicyError where they cannot be collected.
+    Raises PromptError where a suite cannot be read, PolicyError where cases cannot be collected.
     """
-    own = [f"--prompts={path}" for path in prompts]
+    own = [f"--prompts={read_suite(path).path}" for path in prompts]
     cases, said = _Cases(), io.StringIO()
     given = ["--collect-only", "-q", "-c", str(TREE / "pyproject.toml"), "-p", "no:cacheprovider", "--no-header"]
     given.append("--minutes=1")  # soaks are cases, too

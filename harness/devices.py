@@ -101,7 +101,9 @@ def parse_interpreters(texts: list[str]) -> dict[str, PurePath]:
     for text in texts:
         backend, equals, path = text.partition("=")
         there = ":" in backend  # BACKEND:HOST=PATH, a path of that host, or BACKEND:DEVICE=PATH
-        if not equals or not path or not (there or Path(path).is_file()):
+        if not equals or not path:
             raise UsageError(f"--interpreter {text!r} names no Python", "write --interpreter BACKEND=PATH")
+        if not (there or Path(path).is_file()):
+            raise UsageError(f"--interpreter {text!r} names no Python: there is no file {path}", "name its executable")
         found[backend] = path_there(path) if there else Path(path).absolute()
     return found

@@ -125,11 +125,12 @@ def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
 
 def _triples(option: str, texts: Sequence[str]) -> list[tuple[str, str, str]]:
     triples = []
-    for target, setting in _pairs(option, texts):
+    for text in texts:
+        target, _, setting = text.partition("=")
         name, equals, value = setting.partition("=")
-        if not equals or not name:
+        if not equals or not target or not name:
             raise UsageError(
-                f"{option} {target}={setting!r} is not TARGET=NAME=VALUE",
+                f"{option} {text!r} is not TARGET=NAME=VALUE",
                 f"write {option}='openvino:npuw-cpu:*=whole-prompt=yes'",
             )
         triples.append((target, name, value))

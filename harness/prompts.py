@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from harness.errors import PromptError
+from harness.errors import PromptError, UsageError
 
 _ID = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 
@@ -131,6 +132,16 @@ def _check_unique(path: Path, prompts: tuple[Prompt, ...]) -> None:
         if prompt.id in seen:
             raise PromptError(f"{path}: the id {prompt.id!r} occurs twice", "give every prompt an id of its own")
         seen.add(prompt.id)
+
+
+def check_names(suites: Sequence[PromptSuite]) -> None:
+    """Raise UsageError where two suites have one name: a golden lies in a folder of the suite's name."""
+    seen: dict[str, Path] = {}
+    for suite in suites:
+        if suite.name in seen:
+            problem = f"{seen[suite.name]} and {suite.path} are both suites of the name {suite.name!r}"
+            raise UsageError(problem, "rename one of the files")
+        seen[suite.name] = suite.path
 
 
 def quick_prompts(suite: PromptSuite) -> frozenset[str]:

@@ -282,7 +282,11 @@ def read_record(path: Path) -> RunRecord:
         plain = replay(content) if replayed else decode(content)
         schema = msgspec.convert(plain, _SchemaOnly).schema
         if schema not in (1, SCHEMA):
-            raise RecordError(f"{path} has schema {schema}; this version reads 1 to {SCHEMA}", "record the run again")
+            later = schema > SCHEMA
+            raise RecordError(
+                f"{path} has schema {schema}; this version reads 1 to {SCHEMA}",
+                "read it with the newer version of the harness that wrote it" if later else "record the run again",
+            )
         record = msgspec.convert(with_nan(all_printable(plain)), RunRecord)
         _check(record)
         return record

@@ -29,7 +29,7 @@ from harness.ledger import Ledger
 from harness.options import PROMPTS, Options, parse_memory, parse_size, parse_timeouts, select_targets
 from harness.policy import Policy, read_policy
 from harness.privacy import machines_named, of_this_machine
-from harness.prompts import PromptSuite, read_suite
+from harness.prompts import PromptSuite, check_names, read_suite
 from harness.ready_made import check_artifacts, find_artifacts
 from harness.record import SCHEMA, CaseRecord, CheckpointRecord, RunRecord
 from harness.run import PromptCase, Run, Settings
@@ -296,6 +296,7 @@ class State:
 
 
 def _check_distinct(suites: Sequence[PromptSuite]) -> None:
+    check_names(suites)
     seen: dict[str, str] = {}
     for suite in suites:
         for prompt in suite.prompts:

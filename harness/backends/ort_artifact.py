@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
+from harness.untrusted import printable
 
 _AGAIN = "export it again: phi3-conformance prepare"
 
@@ -26,8 +27,11 @@ def read_config(artifact: Path) -> dict[str, Any]:
             f"{artifact} is no ONNX Runtime GenAI artifact: it has no genai_config.json",
             "export it with python -m onnxruntime_genai.models.builder",
         ) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} cannot be used: it is no text in UTF-8", "export the artifact again") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} cannot be used: {error!r}", "export the artifact again") from None
+        said = f"it lacks {error}" if isinstance(error, KeyError) else printable(str(error))
+        raise UsageError(f"{path} cannot be used: {said}", "export the artifact again") from None
     return settings
 
 

@@ -90,7 +90,7 @@ def with_ready_made(plan: Plan, texts: Sequence[str], only: Sequence[str] = ()) 
 
     Raises UsageError.
     """
-    known = {candidate.name for candidate in plan.candidate}
+    known = [candidate.name for candidate in plan.candidate]
     for name in only:
         if name not in known:
             raise UsageError(f"there is no candidate {name!r}", f"one of {', '.join(known)}")

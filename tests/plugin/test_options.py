@@ -131,6 +131,7 @@ def test_a_stale_golden_is_refused(conform: Any, tiny: Tiny, tmp_path: Path) -> 
         ("--stage-timeout=run=-1", "is not STAGE=SECONDS"),
         ("--stage-timeout=compare=3", "is not STAGE=SECONDS"),
         ("--recipe=openvino:cpu:int4=int5", "has no recipe 'int5'"),
+        ("--load-option=planted:*=bad", "write --load-option='openvino:npuw-cpu:*=whole-prompt=yes'"),
     ],
 )
 def test_bad_options_get_an_error_that_names_them_and_no_traceback(conform: Any, option: str, words: str) -> None:
@@ -138,6 +139,23 @@ def test_bad_options_get_an_error_that_names_them_and_no_traceback(conform: Any,
     result = conform(option, "-k", "test_attestation", targets=targets)
     assert result.status != 0
     assert words in result.text
+    assert "Traceback" not in result.text
+
+
+@pytest.mark.parametrize(
+    ("targets", "prompts", "words"),
+    [
+        ("planted:cpu:fp32", "nowhere.jsonl", "there is no prompt suite"),
+        ("nonsense", "", "is not a target"),
+        ("planted:tpu:fp32", "", "selects no target"),
+    ],
+)
+def test_what_cannot_be_collected_is_said_once(
+    conform: Any, tiny: Tiny, targets: str, prompts: str, words: str
+) -> None:
+    result = conform("--collect-only", targets=targets, options=[f"--prompts={prompts or tiny.prompts}"])
+    assert result.status != 0
+    assert result.text.count(words) == 1
     assert "Traceback" not in result.text
 
 

@@ -124,6 +124,26 @@ def test_a_searched_scale_that_is_off_is_found_by_its_codes(
     assert 58 <= audit(artifact, original).count <= 64
 
 
+@pytest.mark.parametrize(("groups", "times", "expected"), [(1, 1.9, 0), (1, 5.0, 1), (5, 1.9, 5)])
+def test_a_searched_scale_may_lie_far_off_with_its_codes_if_it_is_alone(
+    original: Checkpoint, exported: Callable[[str], Artifact], groups: int, times: float, expected: int
+) -> None:
+    artifact = exported("searched")
+    content = artifact.quantised(QKV)
+    scales = content.scales.copy()
+    scales[:groups, GROUP] *= scales.dtype.type(times)
+    other = msgspec.structs.replace(content, scales=scales)
+    weight = Weights(original)[QKV]
+    at = place(other, weight, slice(0, weight.shape[0]), "float32")
+    nearest = np.clip(np.round(at.middle), content.low, content.high).reshape(weight.shape).astype(np.int16)
+    codes = content.codes.astype(np.int16)
+    codes[:groups] = nearest[:groups]
+    artifact.change(QKV, scales=scales, codes=codes)
+    report = audit(artifact, original)
+    assert report.count == expected
+    assert all(finding.what == "scale" for finding in report.findings)
+
+
 @pytest.mark.parametrize("strength", [0.95, 1.05])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_channel_whose_scales_are_off_is_found(

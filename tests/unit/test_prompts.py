@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.errors import PromptError
-from harness.prompts import quick_prompts, read_suite
+from harness.errors import PromptError, UsageError
+from harness.prompts import check_names, quick_prompts, read_suite
 
 _GOOD: dict[str, Any] = {"id": "one", "about": "why", "new_tokens": 4, "text": "some text"}
 
@@ -158,6 +158,13 @@ def test_a_missing_suite_is_named(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="there is no prompt suite") as caught:
         read_suite(tmp_path / "none.jsonl")
     assert "--prompts" in caught.value.remedy
+
+
+def test_two_suites_of_one_name_are_refused(tree: Path) -> None:
+    suite = read_suite(tree / "conformance" / "prompts" / "core.jsonl")
+    check_names([suite])
+    with pytest.raises(UsageError, match="both suites of the name 'core'"):
+        check_names([suite, suite])
 
 
 def test_a_folder_is_no_suite(tmp_path: Path) -> None:

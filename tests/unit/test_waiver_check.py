@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness.cli_waivers import check as check_command
+from harness.errors import PromptError
 from harness.options import WAIVERS
 from harness.record import CaseRecord, RunRecord, write_record
 from harness.target import Target
@@ -136,6 +137,11 @@ def test_the_command_finds_the_projects_waivers_in_order() -> None:
     ended = CliRunner().invoke(check_command, [])
     assert ended.exit_code == 0, ended.output
     assert "nothing is wrong" in ended.output
+
+
+def test_a_suite_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="there is no prompt suite"):
+        CliRunner().invoke(check_command, [f"--prompts={tmp_path / 'none.jsonl'}"], catch_exceptions=False)
 
 
 def test_the_command_ends_with_1_and_names_what_is_wrong(tmp_path: Path) -> None:
