@@ -56,7 +56,7 @@ def check_memory(checkpoint: Checkpoint, tokens: int, available: int | None = No
         raise ResourceError(
             f"an FP32 golden of {checkpoint.name} needs about {needed / 2**30:.1f} GiB of memory; "
             f"{free / 2**30:.1f} GiB are free",
-            "close other programs, or record on a larger machine and copy the golden's folder (--golden DIR)",
+            "close other programs, or have the weights read layer by layer: --streamed in the place of --whole",
         )
 
 
@@ -131,7 +131,7 @@ def record_golden(
     if part is not None:
         suite = part.of(suite)
     _check_tensors(checkpoint)
-    if not (must_stream(checkpoint, suite, streaming.memory) if streaming.streamed is None else streaming.streamed):
+    if not _is_streamed(checkpoint, suite, streaming):
         progress("loading the checkpoint", 0, len(suite.prompts))
         try:
             recorded = _whole(checkpoint, suite, worker, progress, trust_remote_code=trust_remote_code, hidden=hidden)
@@ -152,6 +152,18 @@ def record_golden(
         return manifest
     finally:
         reference.leave(done=done)
+
+
+def _is_streamed(checkpoint: Checkpoint, suite: PromptSuite, how: Streaming) -> bool:
+    """Whether it is, as it was asked for or by the memory. Raises ResourceError where that does not suffice."""
+    if how.streamed is None:
+        return must_stream(checkpoint, suite, how.memory)
+    lengths = [longest(prompt, checkpoint) for prompt in suite.prompts]
+    if how.streamed:
+        _check_least(checkpoint, lengths, how.memory)
+    else:
+        check_memory(checkpoint, max(lengths), how.memory)
+    return how.streamed
 
 
 def must_stream(checkpoint: Checkpoint, suite: PromptSuite, memory: int | None = None) -> bool:

@@ -148,6 +148,15 @@ def test_too_little_memory_is_refused_with_what_is_needed_and_what_is_free(check
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_way_that_was_asked_for_needs_its_memory_too(
+    checkpoint: Checkpoint, suite: PromptSuite, tmp_path: Path, streamed: bool
+) -> None:
+    how: Any = {"progress": ignore, "streaming": Streaming(memory=1 << 20, streamed=streamed)}
+    with pytest.raises(ResourceError, match="a layer at a time" if streamed else "--streamed in the place of --whole"):
+        recording.record_golden(checkpoint, suite, tmp_path / "out", _Letters(), **how)  # type: ignore[arg-type]
+
+
 def test_enough_memory_is_no_error(checkpoint: Checkpoint) -> None:
     check_memory(checkpoint, 64, available=2 << 30)
 
