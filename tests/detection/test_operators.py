@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.compare import Outcome, Verdict
-from harness.errors import Unsupported
+from harness.errors import Unsupported, UsageError
 from harness.operators.bench import Operators
 from harness.operators.case import parse_case
 from harness.operators.catalogue import OPERATORS
@@ -187,3 +187,10 @@ def test_a_run_fails_names_the_case_and_says_what_raised(conform: Any) -> None:
     assert "softmax/fp32/" in raised.message
     assert "CL_OUT_OF_RESOURCES" in raised.message
     assert outcomes["test_operators[planted:cpu:fp32-attention-window]"].outcome == "PASS"
+
+
+def test_a_case_that_the_target_would_round_first_is_refused_with_the_edit() -> None:
+    case = parse_case("softmax/fp32/2/n=17/plain/1")
+    with pytest.raises(UsageError, match=r"round to bf16 first\n.*with bf16 in its second place"):
+        replay(Direct(Precision.BF16).call, TARGET, case)
+    assert replay(Direct().call, TARGET, parse_case("softmax/bf16/2/n=17/plain/1")).outcome is Outcome.PASS
